@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.off_resonance import FieldEstimate, estimate_off_resonance
+from eddymotion.estimation.off_resonance import estimate_off_resonance
 from eddymotion.estimation.off_resonance.images import (
     Distorted,
     combined,
@@ -46,12 +46,25 @@ from eddymotion.registration.gauss_newton import GaussNewton
 
 log = logging.getLogger(__name__)
 
-REGISTERED_MM = 1.0
-"""Error of the registration of distorted images along the phase encoding: the mean field of a
-brain is zero only about."""
+REGISTERED = 0.25
+"""Error of the constant of a field by registration of the distorted images, as a part of the
+standard deviation of the field in the brain: .39 and .45 of two real pairs, if their heads lay
+still, .1 of simulated ones."""
 
 STILL_MM = 0.1
 """Error of the guess that the head has not moved between two runs, at least."""
+
+LEAST_VOXELS = 0.015
+"""Standard errors of poses that were found together with a field, at least: images of one grid
+agree best where their voxels coincide."""
+
+CHANGE_A_RADIAN = 9.0
+"""Standard deviation of the change of a field as the head is tilted against the main field, as a
+part of that of the field: .11 to .23 a degree in simulated heads."""
+
+OF_CHANGE = 0.4, 0.1, 0.2
+"""Errors of poses by a field that changes between two runs, as parts of this change in mm: along the
+phase encoding, across it, and of rotations at their radius."""
 
 WITH_FIELD = 2.5
 """Standard errors of poses that were found together with a field, over the scatter between halves
@@ -60,6 +73,11 @@ off by two to five times that scatter."""
 
 UNKNOWN_READOUT = Readout(np.array([0.0, 1.0, 0.0]), 0.0)
 """Of an image that no field distorts, as far as is known."""
+
+TWIST_UNITS = np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
+"""Millimetres that a millimetre and a radian move the head."""
+
+NEGLIGIBLE = 1e-9
 
 ALIKE = 0.85
 """Correlation of the runs' b=0 images below which they do not show enough of one head to tie their
@@ -101,17 +119,17 @@ def join_runs(
     brain, found = Brain(mask, runs[0].image.affine), placed.field
     errors = _pose_errors(corrected, brain, runs[0].center, compute)
     if found is not None and not measured:
-        errors *= WITH_FIELD
+        least = LEAST_VOXELS * runs[0].image.voxel_sizes.mean()
+        errors[1:] = np.hypot(WITH_FIELD * errors[1:], least / TWIST_UNITS)
     shifts = np.array([np.full(3, np.nan) if r is None else r.shift for r in readouts])
     frames = TiedFrames(placed.poses, errors, ())
     if similarity[1] >= ALIKE and (found is not None or not differ(readouts)):
         diffusion = [run.diffusion for run in runs]
         tied = tied_frames(diffusion, placed.poses, errors, shifts, found, brain, compute)
         frames = tied or frames
-    along = placed.gauge[:, None] * [image.readout.direction for image in images]
-    errors = np.hstack([np.hypot(frames.errors[:, :3], along), frames.errors[:, 3:]])
     return JoinedRuns(
-        frames.poses, errors, shifts, found, mean, mask, brain.affine, similarity,
+        frames.poses, np.hypot(frames.errors, placed.left_open), shifts, found, mean, mask,
+        brain.affine, similarity,
         measured=measured, nominal=without_times(runs) and not measured, ties=frames.ties,
     )  # fmt: skip
 
@@ -124,8 +142,8 @@ class PlacedRuns:
     ----------
     start, poses : (K, 4, 4) array
         First run → each, RAS+ mm: by registration of the distorted images, and in the end.
-    gauge : (K,) array
-        Errors along the phase encoding that a field leaves open, mm.
+    left_open : (K, 6) array
+        Errors that one constant field leaves open, mm and rad.
     field : OffResonance, optional
     brightness : (K, X, Y, Z) array, or a number
         By what images are multiplied to be alike, on the grid of the first.
@@ -133,7 +151,7 @@ class PlacedRuns:
 
     start: np.ndarray
     poses: np.ndarray
-    gauge: np.ndarray
+    left_open: np.ndarray
     field: OffResonance | None = None
     brightness: np.ndarray | float = 1.0
 
@@ -151,14 +169,22 @@ def _placed(
     start = rigid_start(images, first.brain, compute.seed)
     shown = differ([readouts[run] for run in alike]) and None not in readouts
     if seeks_field and field is None and shown:
-        start, gauge = _held_in_time(first.center, [run.ends for run in runs], start, images)
-        poses, found = _with_field(images, alike, start, first.brain, compute)
+        found = estimate_off_resonance(
+            [images[run] for run in alike], poses=start[alike], seed=compute.seed
+        )
+        poses = start.copy()
+        poses[alike] = found.poses
+        spread = float(found.hertz[found.mask].std())
+        constant, error = _constant(runs, images, poses, REGISTERED * spread)
+        field, poses = _with_constant(found.field, poses, images, constant)
+        poses = _with_others(poses, alike, images, field, first.brain, compute.seed)
+        left_open = _left_open(runs, images, poses, spread, error)
         brightness = np.ones((len(runs), *first.image.data.shape), np.float32)
         brightness[alike] = found.brightness
-        return PlacedRuns(start, poses, gauge, found.field, brightness)
+        return PlacedRuns(start, poses, left_open, field, brightness)
     if seeks_field or field is not None:
         warn_of_unknown(runs, readouts, measured=field is not None)
-    return PlacedRuns(start, start, np.zeros(len(runs)), field)
+    return PlacedRuns(start, start, np.zeros((len(runs), 6)), field)
 
 
 def _shown_together(
@@ -191,21 +217,6 @@ def _shown_together(
     return corrected, mean, brain, similarity
 
 
-def _with_field(
-    images: Sequence[Distorted],
-    alike: Sequence[int],
-    start: np.ndarray,
-    brain: np.ndarray,
-    compute: Compute,
-) -> tuple[np.ndarray, FieldEstimate]:
-    """Find the field together with the poses (K, 4, 4) of the runs, from some of like contrast."""
-    telling = [images[run] for run in alike]
-    found = estimate_off_resonance(telling, poses=start[alike], seed=compute.seed)
-    poses = start.copy()
-    poses[alike] = found.poses
-    return _with_others(poses, alike, images, found.field, brain, compute.seed), found
-
-
 def _with_others(
     poses: np.ndarray,
     alike: Sequence[int],
@@ -228,38 +239,83 @@ def _with_others(
     return placed
 
 
-def _held_in_time(
-    center: np.ndarray,
-    ends: Sequence[np.ndarray],
-    start: np.ndarray,
-    images: Sequence[Distorted],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the poses along the phase encoding, indistinguishable from a constant of the field.
+def _constant(
+    runs: Sequence[RunImage], images: Sequence[Distorted], poses: np.ndarray, registered: float
+) -> tuple[float, float]:
+    """Find the constant of a field, which looks like translations along the phase encodings.
 
     Two guesses: the registration of the distorted images, and that the head has not moved since
     the last volume of the run before. The error of the second is estimated along the directions
-    that the images determine. Each is weighted by its error.
+    that the images determine, five in number. Each is weighted by its error.
+
+    Parameters
+    ----------
+    poses : (K, 4, 4) array
+        As they were found together with the field.
+    registered : float
+        Error of the first guess, Hz.
 
     Returns
     -------
-    poses : (K, 4, 4) array
-    errors : (K,) array
-        Along the phase encoding, mm.
+    constant : float
+        What is to be added to the field, Hz.
+    error : float
     """
-    poses, errors = start.copy(), np.zeros(len(start))
-    for run in range(1, len(poses)):
-        last = ends[run - 1][1] @ poses[run - 1]
-        still = np.linalg.inv(ends[run][0]) @ last
-        moved = log_rigid(np.linalg.inv(poses[run]) @ still, center)
-        moved = np.concatenate([poses[run][:3, :3] @ moved[:3], ROTATION_RADIUS_MM * moved[3:]])
-        along = images[run].readout.direction
-        off = moved[:3] @ along
-        across = np.concatenate([moved[:3] - off * along, moved[3:]])
-        variance = STILL_MM**2 + (across**2).sum() / 5
-        share = REGISTERED_MM**2 / (REGISTERED_MM**2 + variance)
-        poses[run][:3, 3] += share * off * along
-        errors[run] = np.sqrt(share * variance)
-    return poses, errors
+    weight, pull = registered**-2, 0.0
+    for run in range(1, len(runs)):
+        against = images[run].readout.shift - images[run - 1].readout.shift
+        length = float(np.linalg.norm(against))
+        if length < NEGLIGIBLE:
+            continue
+        still = np.linalg.inv(runs[run].ends[0]) @ runs[run - 1].ends[1] @ poses[run - 1]
+        moved = log_rigid(np.linalg.inv(poses[run]) @ still, runs[0].center)
+        moved = TWIST_UNITS * [*(poses[run][:3, :3] @ moved[:3]), *moved[3:]]
+        along = against / length
+        off = float(moved[:3] @ along)
+        of_ends = (runs[run].end_errors[0] ** 2 + runs[run - 1].end_errors[1] ** 2) @ along**2
+        variance = STILL_MM**2 + of_ends + (moved @ moved - off**2) / 3  # of Student's t for five
+        weight += length**2 / variance
+        pull -= length * off / variance
+    return float(pull / weight), float(weight**-0.5)
+
+
+def _with_constant(
+    field: OffResonance, poses: np.ndarray, images: Sequence[Distorted], hertz: float
+) -> tuple[OffResonance, np.ndarray]:
+    """Add a constant to a field, and move the heads so that all images stay as they are."""
+    back = np.stack([np.eye(4)] * len(poses))
+    back[:, :3, 3] = [-hertz * image.readout.shift for image in images]
+    moved = replace(field, coefficients=field.coefficients + hertz, affine=back[0] @ field.affine)
+    return moved, back @ poses @ np.linalg.inv(back[0])
+
+
+def _left_open(
+    runs: Sequence[RunImage],
+    images: Sequence[Distorted],
+    poses: np.ndarray,
+    spread: float,
+    error: float,
+) -> np.ndarray:
+    """Return errors of poses by the constant of a field and by its changes: mm and rad, (K, 6).
+
+    A field changes where the head is tilted against the main field, along z of the scanner.
+
+    Parameters
+    ----------
+    spread, error : float
+        Standard deviation of the field, and error of its constant, Hz.
+    """
+    errors, of_along, of_across, of_turns = np.zeros((len(runs), 6)), *OF_CHANGE
+    tilts = [(run.b0_poses @ pose)[:, 2, :2] for run, pose in zip(runs, poses, strict=True)]
+    for run in range(1, len(runs)):
+        readout, against = images[run].readout, tilts[run][:, None] - tilts[0]
+        tilt = np.sqrt((against**2).sum(axis=2).mean())
+        change = CHANGE_A_RADIAN * tilt * spread * readout.mm_per_hertz
+        constant = error * np.linalg.norm(readout.shift - images[0].readout.shift)
+        along = np.hypot(constant, of_along * change) * readout.direction
+        errors[run, :3] = np.hypot(along, of_across * change)
+        errors[run, 3:] = of_turns * change / ROTATION_RADIUS_MM
+    return errors
 
 
 def _pose_errors(

@@ -37,6 +37,10 @@ class RunImage:
         Seconds.
     ends : (2, 4, 4) array
         Poses of the head in the first and the last volume.
+    end_errors : (2, 3) array
+        Standard errors of their translations, mm; zero where they are not known.
+    b0_poses : (M, 4, 4) array
+        Poses of the volumes that were averaged.
     is_b0 : bool
         Whether it is of b=0 volumes; of a run without any, it is of the lowest shell.
     diffusion : ShownDiffusion, optional
@@ -50,6 +54,8 @@ class RunImage:
     voxel_mm: float
     readout_time: float | None
     ends: np.ndarray
+    end_errors: np.ndarray
+    b0_poses: np.ndarray
     is_b0: bool = True
     diffusion: ShownDiffusion | None = None
 
@@ -69,6 +75,8 @@ class RunImage:
             float(run.voxel_sizes[axis]),
             run.acquisition.common_readout_time,
             motion.head[[0, -1]],
+            _end_errors(motion),
+            motion.matrices[_averaged(run)],
             bool(len(run.gradients.b0s)),
             ShownDiffusion.of(run, motion, n_threads),
         )
@@ -84,17 +92,27 @@ def mean_b0(run: DWI, motion: Motion, n_threads: int = 1) -> Image:
 
     As they were recorded but for motion and eddy currents: the off-resonance field is left in.
     """
-    averaged = run.gradients.b0s if len(run.gradients.b0s) else run.gradients.shells[0]
-    averaged = averaged[:VOLUMES_FOR_REFERENCE]
     points = grid_points(run.shape, run.affine)
 
     def read(volume: int) -> np.ndarray:
         return motion.mapping(volume).rebuild(run.volume(volume), points)
 
-    read_all = np.stack(parallel_map(read, averaged.tolist(), n_threads=n_threads))
+    read_all = np.stack(parallel_map(read, _averaged(run).tolist(), n_threads=n_threads))
     known = np.isfinite(read_all)
     mean = np.where(known, read_all, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     return Image(mean.reshape(run.shape).astype(np.float32), run.affine)
+
+
+def _averaged(run: DWI) -> np.ndarray:
+    """Choose the volumes of the reference, at most a few."""
+    known = run.gradients.b0s if len(run.gradients.b0s) else run.gradients.shells[0]
+    return known[:VOLUMES_FOR_REFERENCE]
+
+
+def _end_errors(motion: Motion) -> np.ndarray:
+    """Return standard errors (2, 3) of the first and the last translation, mm."""
+    errors = motion.standard_errors
+    return np.zeros((2, 3)) if errors is None else np.nan_to_num(errors[[0, -1], :3])
 
 
 def align_b0s(run: DWI, compute: Compute) -> Motion:
