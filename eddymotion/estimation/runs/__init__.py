@@ -63,8 +63,8 @@ CHANGE_A_RADIAN = 9.0
 part of that of the field: .11 to .23 a degree in simulated heads."""
 
 OF_CHANGE = 0.4, 0.1, 0.2
-"""Errors of poses by a field that changes between two runs, as parts of this change in mm: along the
-phase encoding, across it, and of rotations at their radius."""
+"""Errors of poses by a field that changes between two runs, as parts of this change in mm: along
+the phase encoding, across it, and of rotations at their radius."""
 
 WITH_FIELD = 2.5
 """Standard errors of poses that were found together with a field, over the scatter between halves
