@@ -59,7 +59,9 @@ def test_a_constant_leaves_all_images_as_they_are():
     field = OffResonance(random.normal(scale=20.0, size=(12, 12, 12)), np.diag([20.0, 20, 20, 1]))
     twist = random.normal(size=6) / [1, 1, 1, *[RADIUS_MM] * 3]
     poses, images = np.stack([np.eye(4), exp_rigid(twist, ORIGIN)]), opposed()
-    moved, back = _with_constant(field, poses, images, 12.0)
+    back, lattice = _with_constant(poses, images, 12.0), field.affine.copy()
+    lattice[:3, 3] -= 12.0 * images[0].readout.shift
+    moved = OffResonance(field.coefficients + 12.0, lattice)
     points = random.uniform(60, 160, (200, 3))
     there = points - 12.0 * images[0].readout.shift
     np.testing.assert_allclose(back[0], np.eye(4), atol=1e-12)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -27,6 +27,7 @@ from eddymotion.estimation.off_resonance.images import (
     mean_correlation,
     rigid_start,
 )
+from eddymotion.estimation.off_resonance.problem import LEVELS
 from eddymotion.estimation.runs.joined import JoinedRuns
 from eddymotion.estimation.runs.readouts import (
     differ,
@@ -50,6 +51,10 @@ REGISTERED = 0.25
 """Error of the constant of a field by registration of the distorted images, as a part of the
 standard deviation of the field in the brain: .39 and .45 of two real pairs, if their heads lay
 still, .1 of simulated ones."""
+
+N_COARSE = 3
+"""Levels after which the constant is found. Those that follow compare points of the frame that it
+determines: between these a fine field corrects less well."""
 
 STILL_MM = 0.1
 """Error of the guess that the head has not moved between two runs, at least."""
@@ -169,14 +174,16 @@ def _placed(
     start = rigid_start(images, first.brain, compute.seed)
     shown = differ([readouts[run] for run in alike]) and None not in readouts
     if seeks_field and field is None and shown:
-        found = estimate_off_resonance(
-            [images[run] for run in alike], poses=start[alike], seed=compute.seed
+        telling, poses = [images[run] for run in alike], start.copy()
+        coarse = estimate_off_resonance(
+            telling, poses=start[alike], levels=LEVELS[:N_COARSE], seed=compute.seed
         )
-        poses = start.copy()
-        poses[alike] = found.poses
-        spread = float(found.hertz[found.mask].std())
+        poses[alike] = coarse.poses
+        spread = float(coarse.hertz[coarse.mask].std())
         constant, error = _constant(runs, images, poses, REGISTERED * spread)
-        field, poses = _with_constant(found.field, poses, images, constant)
+        poses = _with_constant(poses, images, constant)
+        found = estimate_off_resonance(telling, poses=poses[alike], seed=compute.seed)
+        field, poses[alike] = found.field, found.poses
         poses = _with_others(poses, alike, images, field, first.brain, compute.seed)
         left_open = _left_open(runs, images, poses, spread, error)
         brightness = np.ones((len(runs), *first.image.data.shape), np.float32)
@@ -279,14 +286,11 @@ def _constant(
     return float(pull / weight), float(weight**-0.5)
 
 
-def _with_constant(
-    field: OffResonance, poses: np.ndarray, images: Sequence[Distorted], hertz: float
-) -> tuple[OffResonance, np.ndarray]:
-    """Add a constant to a field, and move the heads so that all images stay as they are."""
+def _with_constant(poses: np.ndarray, images: Sequence[Distorted], hertz: float) -> np.ndarray:
+    """Move the heads so that images stay as they are when a constant is added to the field."""
     back = np.stack([np.eye(4)] * len(poses))
     back[:, :3, 3] = [-hertz * image.readout.shift for image in images]
-    moved = replace(field, coefficients=field.coefficients + hertz, affine=back[0] @ field.affine)
-    return moved, back @ poses @ np.linalg.inv(back[0])
+    return back @ poses @ np.linalg.inv(back[0])
 
 
 def _left_open(
