@@ -157,6 +157,19 @@ def test_random_q_space_is_pulled_by_the_b_value(step_mm, pulled):
     assert not common.any()
 
 
+def test_a_head_elsewhere_in_half_of_the_volumes_tells_nothing_of_the_b_value():
+    """Of poses that were right within .05 mm, .1 mm was taken for what follows the b-value."""
+    random, scheme = np.random.default_rng(7), cartesian_scheme(55, 4000.0, 3, seed=4)
+    n = len(scheme)
+    moved = random.permutation(n) < n // 2
+    truth = exp_rigid(4.0 * moved[:, None] * random.uniform(-1, 1, (n, 6)) / IN_MM, CENTER)
+    motion = Motion(truth @ exp_rigid(0.05 * random.normal(size=(n, 6)) / IN_MM, CENTER))
+    covariances = np.tile(np.diag((0.055 / IN_MM) ** 2), (n, 1, 1))
+    about = covariances, scheme, [scheme.dwis], CENTER, IN_MM
+    removed = remove_gradient_pulls(motion, *about)[2] * IN_MM
+    assert np.sqrt((removed**2).mean()) < 0.2 * 0.05
+
+
 def test_steps_in_time_do_not_tell_what_all_volumes_followed_alike(moving):
     """A head that follows the gradients is elsewhere in all of these volumes, by their mean."""
     dwis, b0s = moving.gradients.dwis, moving.gradients.b0s

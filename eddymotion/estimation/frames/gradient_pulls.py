@@ -26,7 +26,9 @@ the sum of a pull, of twice the variance at most, and of motion, which is kept.
 
 Schemes without shells have two polynomials of the b-value in place of the products: the model
 learns the decay of the signal from the very volumes that it aligns, and takes a displacement that
-follows the b-value for a part of it.
+follows the b-value for a part of it. That may be larger than the errors of the poses, which then
+do not hold ``M`` back where the head moved too much to decide: it counts as far as the steps
+determine it better than the poses are known.
 
 Eddy currents displace volumes as well, by up to millimetres along the phase encoding and linearly
 in ``q``. Products of directions on a half sphere correlate with that. So along the phase encoding
@@ -182,14 +184,18 @@ def find_pulls(
     poses = motion.head[volumes]
     steps = log_rigid(np.linalg.inv(poses[:-1]) @ poses[1:], center) * in_mm
     size = in_mm[-1] / ROTATION_RADIUS_MM  # of the head, relative to a human one
+    changes, prior = np.diff(design, axis=0), prior / size**2
     pulls, head_pulls, scale = _smoothest(
         steps / size,
-        np.diff(design, axis=0),
+        changes,
         np.diff(volumes),
-        prior / size**2,
+        prior,
         np.diff(gradients.qvecs[volumes], axis=0),
         displaced_by_fields(motion),
     )
+    if not own.is_shelled:
+        variances_by_steps = scale**2 / (changes**2).sum(axis=0)[:, None]
+        pulls *= np.minimum(prior / BY_B_VALUE / variances_by_steps, 1.0)
     return GradientPulls(design, size * pulls, size * head_pulls, size * scale)
 
 
