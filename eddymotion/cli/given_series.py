@@ -14,6 +14,7 @@ from eddymotion.bids.sessions import with_polarity
 from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError
 from eddymotion.io.sidecars import FIELDS, SeriesFiles, metadata_beside, usable
+from eddymotion.pipeline.contradictions import refuse_joining_one
 from eddymotion.pipeline.runs.mergeable import refuse_unmergeable
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import tables_of
@@ -40,8 +41,8 @@ def series_together(options: argparse.Namespace, settings: Settings) -> list[Ser
     """
     images: list[Path] = options.dwi
     _refuse_same_names(images)
-    first = with_files_beside(images[0], options.bval, options.bvec)
-    every = [first, *map(with_files_beside, images[1:])]
+    first = _with_files_beside(images[0], options.bval, options.bvec)
+    every = [first, *map(_with_files_beside, images[1:])]
     found = Sorted.of({"": every}, settings.b0_threshold)
     for name, why in flattened(found.refused).items():
         raise EddymotionError(f"{name}: {why}")
@@ -52,6 +53,8 @@ def series_together(options: argparse.Namespace, settings: Settings) -> list[Ser
             "to correct; join single volumes into one 4-D file with its b-values (mrcat -axis 3, "
             "fslmerge -t)"
         )
+    if len(series) == 1:
+        refuse_joining_one(settings.given)
     for name, why in OF_ONE.items():
         if len(series) > 1 and getattr(options, name) is not None:
             raise EddymotionError(why.format(len(series)))
@@ -85,7 +88,7 @@ def _refuse_same_names(images: Sequence[Path]) -> None:
             )
 
 
-def with_files_beside(
+def _with_files_beside(
     image: Path, bval: Path | None = None, bvec: Path | None = None
 ) -> SeriesFiles:
     """Return an image with its tables, those given or those beside it, and its sidecar."""
