@@ -23,7 +23,7 @@ from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
-from eddymotion.images.stack import KRIGING, REBUILDING, SliceStack, slice_weights
+from eddymotion.images.stack import KRIGING, REBUILDING, SlicesAtPoints, SliceStack
 from eddymotion.images.stack_kernels import LEAST_WEIGHT, REACH
 from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.other_programs import read_poses
@@ -152,6 +152,8 @@ def test_slices_are_read_as_the_twin_reads_them(kriging):
     np.testing.assert_array_equal(np.isnan(read.values), np.isnan(expected))
     assert 200 < np.isfinite(expected).sum() < 480
     np.testing.assert_allclose(read.values, expected, atol=8 * LEAST_WEIGHT)
+    alone = SliceStack.of(Image(volume, AFFINE)).values(points, poses, kriging=kriging)
+    np.testing.assert_allclose(alone, expected, atol=8 * LEAST_WEIGHT)
     known = np.isfinite(read.values)
     np.testing.assert_allclose(read.weights[known].sum(axis=1), 1.0, atol=4 * LEAST_WEIGHT)
 
@@ -202,14 +204,13 @@ def test_gaps_are_found_and_filled_with_what_is_around():
     poses[9:, :3, 3] = 2.5 * AFFINE[:3, 2]
     indices = np.array([[10, 11, h] for h in (4.0, 6.2, 7.4, 8.0, 12.0, -0.7, 14.8)])
     points = apply_affine(AFFINE, indices)
-    found = slice_weights(SHAPE, AFFINE, 2, points, poses, kriging=REBUILDING)
-    np.testing.assert_array_equal(np.isnan(found.variances), [0, 0, 0, 0, 0, 1, 0])
+    assert not SlicesAtPoints(SHAPE, AFFINE, 2, points, poses).gaps.any(), "the sixth is outside"
     gap = still(1)[0]
     gap[9:, :3, 3] = -2.5 * AFFINE[:3, 2]  # nothing shows heights from 8 to 11.5
     heights = np.array([8.0, 8.6, 9.75, 10.9, 11.5])
     points = apply_affine(AFFINE, np.array([[10, 11, h] for h in heights]))
-    found = slice_weights(SHAPE, AFFINE, 2, points, gap, kriging=REBUILDING)
-    np.testing.assert_array_equal(found.gaps(REBUILDING), [False, False, True, False, False])
+    found = SlicesAtPoints(SHAPE, AFFINE, 2, points, gap)
+    np.testing.assert_array_equal(found.gaps, [False, False, True, False, False])
     mapping = motion_of(gap[None]).mapping(0)
     image = Image(scanned(gap), AFFINE)
     read, filled = mapping.read(image, points), mapping.rebuild(image, points)
@@ -502,3 +503,19 @@ def test_command_writes_the_course_and_steps_hand_it_on(known, tmp_path, capsys)
     measured = measure(files, settings=settings, out_dir=tmp_path / "measure", **handed)
     within = Table.read(measured["confounds_file"]).numbers("rms_within")
     np.testing.assert_array_equal(np.flatnonzero(within), moved)
+
+
+@pytest.mark.parametrize("most", [0.1, 0.6])
+def test_gaps_are_where_too_little_is_known_within_the_stack(most):
+    """What the twin reads if the variance has no limit, and not if it has."""
+    poses, kriging = nod(3.0), replace(REBUILDING, most=most)
+    poses[9:, :3, 3] -= 2.5 * AFFINE[:3, 2]
+    voxels = np.random.default_rng(6).uniform(4, np.array(SHAPE) - 5, (800, 3))
+    points, ones = apply_affine(AFFINE, voxels), np.ones(SHAPE, np.float32)
+    known, all_known = (
+        np.isfinite(twin(ones, poses, points, k)) for k in (kriging, kriging.filling)
+    )
+    gaps = SlicesAtPoints(SHAPE, AFFINE, 2, points, poses, kriging=kriging).gaps
+    np.testing.assert_array_equal(gaps, ~known)
+    assert all_known.all()
+    assert 20 < gaps.sum() < 700

@@ -17,7 +17,7 @@ from eddymotion.estimation.outliers import slice_heights
 from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import SPLINE_VOXELS, crop
-from eddymotion.images.stack import KnownSlices
+from eddymotion.images.stack import SlicesAtPoints
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.resampling import Resampled
 
@@ -76,15 +76,17 @@ class Blocks:
         series = self.series
         return isinstance(series, Resampled) and bool(series.motion.moved_within[volume])
 
-    def slices(self, volume: int, points: np.ndarray) -> KnownSlices | None:
-        """Say how much each slice of an original volume counts at points (P, 3).
+    def slices(self, volume: int, slab: slice) -> SlicesAtPoints | None:
+        """Say where the voxels of a slab are in the slices of an original volume.
 
         None where the head was at rest within the volume: it is one image.
         """
         series = self.series
         if isinstance(series, DWI) or not self.moved_within(volume):
             return None
-        return series.motion.mapping(volume).weigh_slices(series.original.shape, points)
+        there = None if series.field is None else series.field.of_slab(slab)
+        mapping = series.motion.mapping(volume)
+        return mapping.slices_at(self.points(slab), series.original.shape, there)
 
     def read(self, slab: slice, voxels: np.ndarray) -> np.ndarray:
         """Read all volumes at some voxels (P,) of a slab: (P, N) float32, zero outside a volume.
@@ -97,7 +99,10 @@ class Blocks:
             for volume in range(len(series)):
                 values[volume] = series.signal[:, :, slab, volume].T.ravel()[voxels]
             return values.T
-        points = self.points(slab)[voxels]
+        points, there = self.points(slab)[voxels], None
+        if series.field is not None:
+            hertz, slopes = series.field.of_slab(slab)
+            there = hertz[voxels], slopes[voxels]
         original, motion = series.original, series.motion
         floor = 0.0 if all(volume.min() >= 0 for volume in original.volumes()) else -np.inf
         margin = SPLINE_VOXELS * float(original.voxel_sizes.max())
@@ -105,11 +110,11 @@ class Blocks:
         def read(volume: int) -> None:
             mapping = motion.mapping(volume)
             if mapping.slices is None:
-                recorded, factor = mapping.displaced(points)
+                recorded, factor = mapping.displaced(points, there)
                 image: Image = crop(original.volume(volume), recorded, margin)
                 read = image.spline.sample(recorded) * factor
             else:
-                read = mapping.rebuild(original.volume(volume), points)
+                read = mapping.rebuild(original.volume(volume), points, there)
             values[volume] = np.maximum(np.nan_to_num(read), floor)
 
         if len(voxels):

@@ -314,8 +314,8 @@ class _ReadVolumes:
 
     def mixture(self, volume: int) -> SliceWeights | None:
         """Weights of the slices at the points; None if the volume is read as one image."""
-        mapping = self.motion.mapping(volume)
-        return None if mapping.slices is None else mapping.weigh_slices(self.shape, self.points)
+        slices = self.motion.mapping(volume).slices_at(self.points, self.shape)
+        return None if slices is None else slices.weights
 
 
 def _in_order(points: np.ndarray, dwi: DWI) -> np.ndarray:

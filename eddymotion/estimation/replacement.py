@@ -20,14 +20,14 @@ slices nothing was recorded, and the voxel is prediction alone.
 Other volumes may have lost slices at the same voxel. They are held out there, too
 (:func:`fill_in`).
 
-The predictions are made first, block by block; only they are kept, four bytes for each affected
+The predictions are made first, block by block; only they are kept, sixteen bytes for each affected
 voxel of each volume. Then the corrected volumes are read one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,6 @@ from eddymotion.data.series import Series
 from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.outliers import SliceOutliers, is_lost, spline_through
 from eddymotion.estimation.quality import filled_with_means, predict
-from eddymotion.images.stack import REBUILDING
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.models import LinearModel, Model
 from eddymotion.resampling import Resampled
@@ -69,9 +68,8 @@ class Replaced(Series):
     corrected : Resampled
     outliers : SliceOutliers
         Of the original volumes, found under the same motion.
-    predictions : tuple of N arrays
-        For each volume, what the others predict for its affected voxels, float32, in the order of
-        the grid (x fastest).
+    predictions : tuple of N :class:`Predicted`
+        For each volume, what the others predict for its affected voxels.
     lost : bool
         Whether they stand in for slices that lost signal, too, not for gaps alone.
     affine, acquisition, mask, source
@@ -80,7 +78,7 @@ class Replaced(Series):
 
     corrected: Resampled
     outliers: SliceOutliers
-    predictions: tuple[np.ndarray, ...]
+    predictions: tuple[Predicted, ...]
     affine: np.ndarray
     acquisition: Acquisition
     mask: np.ndarray
@@ -113,24 +111,20 @@ class Replaced(Series):
         progress : callable
             See :class:`~eddymotion.machine.parallel.Progress`.
         """
-        blocks = Blocks.of(corrected, n_threads)
-        parts: list[list[np.ndarray]] = [[] for _ in range(len(corrected))]
+        blocks, (x, y, _) = Blocks.of(corrected, n_threads), corrected.shape
+        parts: list[list[Predicted]] = [[] for _ in range(len(corrected))]
         shown = outliers if lost else None
         if (lost and outliers.flagged.any()) or corrected.motion.moved_within.any():
             slabs = list(blocks.slabs())
             for slab in progress(slabs, "predicting what is missing", len(slabs)):
                 affected = _affected_in(blocks, slab, shown)
-                for part, values in zip(
-                    parts, _predict(blocks, slab, affected, model), strict=True
-                ):
-                    part.append(values)
-        predictions = tuple(
-            np.concatenate([*part, np.empty(0, np.float32)]).astype(np.float32) for part in parts
-        )
+                predicted = _predict(blocks, slab, affected, model)
+                for part, where, values in zip(parts, affected, predicted, strict=True):
+                    part.append(Predicted.of(where, values, slab.start * x * y))
         return cls(
             corrected,
             outliers,
-            predictions,
+            tuple(map(Predicted.joined, parts)),
             corrected.affine,
             corrected.acquisition,
             corrected.mask,
@@ -144,25 +138,9 @@ class Replaced(Series):
 
     def replacing(self, volumes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Pass the volumes of the corrected series through, and put the predictions in."""
-        blocks = Blocks.of(self.corrected)
-        for index, volume in enumerate(volumes):
-            yield self._replaced(blocks, index, volume) if len(self.predictions[index]) else volume
-
-    def _replaced(self, blocks: Blocks, index: int, volume: np.ndarray) -> np.ndarray:
-        flat = volume.T.copy()
-        gain = 1.0 if self.outliers.gain is None else self.outliers.gain[index]
-        gain = gain if np.isfinite(gain) else 1.0
-        shown, start = self.outliers if self.lost else None, 0
-        for slab in blocks.slabs():
-            where = affected_voxels(blocks, slab, index, shown)
-            predicted = self.predictions[index][start : start + len(where.voxels)]
-            start += len(where.voxels)
-            known = np.isfinite(predicted)
-            voxels, predicted = where.voxels[known], predicted[known] * gain
-            weight, missing = where.weight[known], where.missing[known]
-            part = flat[slab].reshape(-1)  # a view
-            part[voxels] = (1 - weight) * (part[voxels] + missing * predicted) + weight * predicted
-        return flat.T
+        for index, (volume, predicted) in enumerate(zip(volumes, self.predictions, strict=True)):
+            gain = 1.0 if self.outliers.gain is None else self.outliers.gain[index]
+            yield predicted.put_into(volume, gain if np.isfinite(gain) else 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +165,48 @@ class Affected:
 NONE_AFFECTED = Affected(np.empty(0, int), *np.empty((2, 0), np.float32))
 
 
+@dataclass(frozen=True, eq=False)
+class Predicted(Affected):
+    """What other volumes predict for the affected voxels of a volume.
+
+    Parameters
+    ----------
+    voxels : (P,) int32 array
+        Into the volume, x fastest.
+    weight, missing
+        As of :class:`Affected`.
+    values : (P,) float32 array
+    """
+
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, where: Affected, values: np.ndarray, start: int) -> Predicted:
+        """Keep what is known of a slab whose voxels are those from `start` on."""
+        known = np.isfinite(values)
+        voxels = (start + where.voxels[known]).astype(np.int32)
+        return cls(voxels, where.weight[known], where.missing[known], values[known])
+
+    @staticmethod
+    def joined(parts: Sequence[Predicted]) -> Predicted:
+        """Join what is known of the slabs of a volume."""
+        nothing = Predicted(np.empty(0, np.int32), *np.empty((3, 0), np.float32))
+        names = [field.name for field in fields(Predicted)]
+        return Predicted(
+            *(np.concatenate([getattr(part, name) for part in (nothing, *parts)])
+              for name in names)
+        )  # fmt: skip
+
+    def put_into(self, volume: np.ndarray, gain: float) -> np.ndarray:
+        """Show the predictions, times the gain of the volume, in a copy of it."""
+        if not len(self.voxels):
+            return volume
+        flat, weight, predicted = volume.T.ravel(), self.weight, self.values * gain
+        shown = flat[self.voxels] + self.missing * predicted
+        flat[self.voxels] = (1 - weight) * shown + weight * predicted
+        return flat.reshape(volume.shape[::-1]).T
+
+
 def affected_voxels(
     blocks: Blocks, slab: slice, volume: int, outliers: SliceOutliers | None
 ) -> Affected:
@@ -194,20 +214,19 @@ def affected_voxels(
 
     Without `outliers`, gaps alone.
     """
-    lost = _lost_shares(outliers, volume)
-    if lost is None and not blocks.moved_within(volume):
+    lost, slices = _lost_shares(outliers, volume), blocks.slices(volume, slab)
+    if lost is None and slices is None:
         return NONE_AFFECTED
-    points = blocks.points(slab)
-    mixture = blocks.slices(volume, points)
-    if mixture is not None:
-        shares = np.zeros((len(points), 2)) if lost is None else mixture.mixed(lost)
-        shares[mixture.gaps(REBUILDING)] = 1.0, 0.0
+    if slices is not None:
+        gaps = slices.gaps
+        shares = np.zeros((len(gaps), 2)) if lost is None else slices.weights.mixed(lost)
+        shares[gaps] = 1.0, 0.0
         voxels = np.flatnonzero(shares[:, 0])
         share, missing = shares[voxels].T
     else:
         assert lost is not None
         assert outliers is not None
-        heights = blocks.heights(volume, points, outliers.slicing.axis)
+        heights = blocks.heights(volume, blocks.points(slab), outliers.slicing.axis)
         voxels = np.flatnonzero(is_lost(scipy.ndimage.binary_dilation(lost[:, 0] > 0), heights))
         share, missing = spline_through(lost, heights[voxels]).T
     kept = np.abs(share) >= LEAST_SHARE

@@ -18,7 +18,7 @@ a gap between slices.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -27,9 +27,11 @@ from eddymotion.images.kernels import PADDING, spline_coefficients
 from eddymotion.images.stack_kernels import (
     N_NODES,
     REACH,
+    find_gaps,
     find_slices,
     mix_slices,
     read_slices,
+    read_values,
     weigh_slices,
 )
 
@@ -101,24 +103,6 @@ class SliceWeights:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class KnownSlices(SliceWeights):
-    """Weight of each slice, and what is known.
-
-    Parameters
-    ----------
-    variances : (P,) float32 array
-        Of kriging, over that of the signal; infinite where no slice comes near, NaN outside the
-        stack.
-    """
-
-    variances: np.ndarray
-
-    def gaps(self, kriging: Kriging) -> np.ndarray:
-        """Where the slices left a gap within the stack, (P,) bool."""
-        return self.variances > kriging.most
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
 class StackReading(SliceWeights):
     """What a stack shows at points.
 
@@ -187,63 +171,94 @@ class SliceStack:
         """
         n = len(points)
         values, slopes = np.empty(n, np.float32), np.empty((n, 3), np.float32)
-        reading = StackReading.empty(n, values=values, slopes=slopes)
-        to_planes = world_to_planes(self.affine, self.axis)
-        read_slices(
-            self.coefficients,
-            np.ascontiguousarray(to_planes @ np.asarray(poses, float)),
-            np.ascontiguousarray(points, dtype=np.float64),
-            _shifts(to_planes, moved),
-            self.lost,
-            kriging.as_array(),
-            reading.values,
-            reading.slopes,
-            reading.weights,
-            reading.first,
-        )
-        return reading
+        found = StackReading.empty(n, values=values, slopes=slopes)
+        where = _where(points, poses, moved, self.affine, self.axis)
+        filled = found.values, found.slopes, found.weights, found.first
+        read_slices(self.coefficients, *where, self.lost, kriging.as_array(), *filled)
+        return found
+
+    def values(
+        self,
+        points: np.ndarray,
+        poses: np.ndarray,
+        moved: np.ndarray | None = None,
+        kriging: Kriging = KRIGING,
+    ) -> np.ndarray:
+        """Read the values (P,) alone, as :meth:`read` does, in less time."""
+        found = np.empty(len(points), np.float32)
+        where = _where(points, poses, moved, self.affine, self.axis)
+        read_values(self.coefficients, *where, self.lost, kriging.as_array(), found)
+        return found
 
 
-def slice_weights(
-    shape: tuple[int, ...],
-    affine: np.ndarray,
-    axis: int,
+@dataclass(frozen=True, eq=False)
+class SlicesAtPoints:
+    """Where points of the head are in the slices of a volume, whatever these show.
+
+    Parameters
+    ----------
+    shape : (3,) tuple
+        Of the volume.
+    affine, axis
+        As of :class:`SliceStack`.
+    points, poses, moved
+        As of :meth:`SliceStack.read`.
+    kriging : Kriging
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    axis: int
+    points: np.ndarray
+    poses: np.ndarray
+    moved: np.ndarray | None = None
+    kriging: Kriging = REBUILDING
+
+    @property
+    def weights(self) -> SliceWeights:
+        """How much each slice counts."""
+        found = SliceWeights.empty(len(self.points))
+        weigh_slices(*self._given, found.weights, found.first)
+        return found
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """Where the slices left a gap within the stack, (P,) bool."""
+        found = np.empty(len(self.points), bool)
+        find_gaps(*self._given, found)
+        return found
+
+    @property
+    def _given(self) -> tuple[Any, ...]:
+        """What the kernels take."""
+        a, b = (self.shape[k] for k in (2, 1, 0) if k != self.axis)
+        where = _where(self.points, self.poses, self.moved, self.affine, self.axis)
+        lost = np.zeros(self.shape[self.axis], bool)
+        return (a, b), *where, lost, self.kriging.as_array()
+
+
+def _where(
     points: np.ndarray,
     poses: np.ndarray,
-    moved: np.ndarray | None = None,
-    kriging: Kriging = KRIGING,
-) -> KnownSlices:
-    """Say how much each slice of a volume of such a shape counts at points of the head.
-
-    Other parameters as of :class:`SliceStack` and :meth:`SliceStack.read`.
-    """
-    found = KnownSlices.empty(len(points), variances=np.empty(len(points), np.float32))
+    moved: np.ndarray | None,
+    affine: np.ndarray,
+    axis: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the matrices, points and shifts that the kernels take."""
     to_planes = world_to_planes(affine, axis)
-    a, b = (shape[k] for k in (2, 1, 0) if k != axis)
-    weigh_slices(
-        (a, b),
+    return (
         np.ascontiguousarray(to_planes @ np.asarray(poses, float)),
         np.ascontiguousarray(points, dtype=np.float64),
-        _shifts(to_planes, moved),
-        np.zeros(shape[axis], bool),
-        kriging.as_array(),
-        found.weights,
-        found.first,
-        found.variances,
+        np.empty((0, 3))
+        if moved is None
+        else np.ascontiguousarray(moved @ to_planes[:, :3].T, dtype=np.float64),
     )
-    return found
 
 
 def world_to_planes(affine: np.ndarray, axis: int) -> np.ndarray:
     """World mm → position in the kernels' order: two in the plane, then slices; (3, 4)."""
     order = [*(k for k in (2, 1, 0) if k != axis), axis]
     return np.linalg.inv(affine)[order]
-
-
-def _shifts(to_planes: np.ndarray, moved: np.ndarray | None) -> np.ndarray:
-    if moved is None:
-        return np.empty((0, 3))
-    return np.ascontiguousarray(moved @ to_planes[:, :3].T, dtype=np.float64)
 
 
 def recording_slices(

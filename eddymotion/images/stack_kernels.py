@@ -25,21 +25,29 @@ LEAST_WEIGHT = 1e-3
 
 
 @compiled
-def _height(matrices, points, p, k, shifts):
-    """Where a point is along the slice axis, in slices, under the pose of slice `k`."""
-    m = matrices[k, 2]
-    height = m[0] * points[p, 0] + m[1] * points[p, 1] + m[2] * points[p, 2] + m[3]
-    return height + shifts[p, 2] if shifts.shape[0] else height
+def _point(points, shifts, p):
+    """Return a point, and what is added to where it is in the planes and along the slice axis."""
+    if shifts.shape[0]:
+        return (points[p, 0], points[p, 1], points[p, 2],
+                shifts[p, 0], shifts[p, 1], shifts[p, 2])  # fmt: skip
+    return points[p, 0], points[p, 1], points[p, 2], 0.0, 0.0, 0.0
 
 
 @compiled
-def _nearest(matrices, points, p, shifts):
+def _along(matrices, k, axis, point):
+    """Where a point is along an axis under the pose of slice `k`, in voxels."""
+    m = matrices[k, axis]
+    return m[0] * point[0] + m[1] * point[1] + m[2] * point[2] + m[3] + point[3 + axis]
+
+
+@compiled
+def _nearest(matrices, point):
     """Return the slice that a point was recorded in, and the height there."""
     last = matrices.shape[0] - 1
     k = (last + 1) // 2
     height = 0.0
     for _ in range(SLICE_STEPS):
-        height = _height(matrices, points, p, k, shifts)
+        height = _along(matrices, k, 2, point)
         found = min(max(int(np.floor(height + 0.5)), 0), last)
         if found == k:
             break
@@ -51,81 +59,93 @@ def _nearest(matrices, points, p, shifts):
 def find_slices(matrices, points, shifts, slices, heights):
     """Fill the slice that each point was recorded in, (P,) int, and its height there, (P,)."""
     for p in range(points.shape[0]):
-        slices[p], heights[p] = _nearest(matrices, points, p, shifts)
+        slices[p], heights[p] = _nearest(matrices, _point(points, shifts, p))
 
 
 @compiled
 def _covariance(distance, length):
-    """Covariance of two slices at a distance, and its derivative."""
-    value = np.exp(-0.5 * (distance / length) ** 2)
-    return value, -distance / length**2 * value
+    """Covariance of two slices at a distance."""
+    return np.exp(-0.5 * (distance / length) ** 2)
 
 
 @compiled
 def _factor(matrix, n):
-    """Replace the lower triangle of a positive matrix by its Cholesky factor.
+    """Replace the lower triangle of a positive matrix ``L D Lᵀ`` by ``L D``, without roots.
 
-    With the inverse of the factor's diagonal in the diagonal.
+    With the inverse of ``D`` in the diagonal.
     """
     for j in range(n):
-        for i in range(j, n):
-            value = matrix[i, j]
-            for q in range(j):
-                value -= matrix[i, q] * matrix[j, q]
-            matrix[i, j] = 1 / np.sqrt(max(value, 1e-12)) if i == j else value * matrix[j, j]
+        matrix[j, j] = 1 / max(matrix[j, j], 1e-12)
+        for i in range(j + 1, n):
+            share = matrix[i, j] * matrix[j, j]
+            for q in range(j + 1, i + 1):
+                matrix[i, q] -= share * matrix[q, j]
 
 
 @compiled
 def _solve(factor, n, right):
     """Solve in place with the factor of :func:`_factor`."""
-    for i in range(n):
-        for q in range(i):
-            right[i] -= factor[i, q] * right[q]
-        right[i] *= factor[i, i]
+    for j in range(n):
+        right[j] *= factor[j, j]
+        for i in range(j + 1, n):
+            right[i] -= factor[i, j] * right[j]
     for step in range(n):
-        i = n - 1 - step
-        for q in range(i + 1, n):
-            right[i] -= factor[q, i] * right[q]
-        right[i] *= factor[i, i]
+        j, known = n - 1 - step, 0.0
+        for i in range(j + 1, n):
+            known += factor[i, j] * right[i]
+        right[j] -= known * factor[j, j]
 
 
 @compiled
 def _relate(distances, n, length, nugget, work):
     """Factor the covariance of `n` nodes at such distances; solve it for ones, in row `n`."""
     for i in range(n):
-        for j in range(i + 1):
-            work[i, j] = _covariance(distances[i] - distances[j], length)[0]
-        work[i, i] += nugget
+        for j in range(i):
+            work[i, j] = _covariance(distances[i] - distances[j], length)
+        work[i, i] = 1.0 + nugget
         work[n, i] = 1.0
     _factor(work, n)
     _solve(work, n, work[n])
 
 
 @compiled
-def _krige(distances, n, length, work, weights, slopes):
-    """Fill the weights of `n` nodes at such distances, their slopes; return the variance.
+def _krige(distances, n, length, work, weights):
+    """Fill the weights of `n` nodes at such distances; return the variance.
 
-    Ordinary kriging, with the `work` of :func:`_relate`: the weights add up to one. The slopes are
-    derivatives by the height of the point, with which all distances grow.
+    Ordinary kriging, with the `work` of :func:`_relate`: the weights add up to one. The
+    covariances with the point are put in the row after that.
     """
+    ones, covariances = work[n], work[n + 1]
     for i in range(n):
-        weights[i], slopes[i] = _covariance(distances[i], length)
-        slopes[i + n] = weights[i]  # the covariance, kept
-    variance = 1.0
+        weights[i] = covariances[i] = _covariance(distances[i], length)
     _solve(work, n, weights)
-    _solve(work, n, slopes)
-    ones = work[n]
-    sum_ones, sum_weights, sum_slopes = 0.0, 0.0, 0.0
+    sum_ones, sum_weights, variance = 0.0, 0.0, 1.0
     for i in range(n):
-        variance -= weights[i] * slopes[i + n]
+        variance -= weights[i] * covariances[i]
         sum_ones += ones[i]
         sum_weights += weights[i]
-        sum_slopes += slopes[i]
-    variance += (1.0 - sum_weights) ** 2 / sum_ones
+    left = 1.0 - sum_weights
     for i in range(n):
-        weights[i] += ones[i] * (1.0 - sum_weights) / sum_ones
+        weights[i] += ones[i] * left / sum_ones
+    return variance + left**2 / sum_ones
+
+
+@compiled
+def _krige_slopes(distances, n, length, work, slopes):
+    """Fill the derivatives of the weights by the height of the point: all distances grow with it.
+
+    With the `work` of :func:`_krige`.
+    """
+    ones, covariances = work[n], work[n + 1]
+    for i in range(n):
+        slopes[i] = -distances[i] / length**2 * covariances[i]
+    _solve(work, n, slopes)
+    sum_ones, sum_slopes = 0.0, 0.0
+    for i in range(n):
+        sum_ones += ones[i]
+        sum_slopes += slopes[i]
+    for i in range(n):
         slopes[i] -= ones[i] * sum_slopes / sum_ones
-    return variance
 
 
 @compiled
@@ -160,20 +180,22 @@ def _in_plane(plane, a, b):
 
 
 @compiled
-def _in_the_plane(matrices, points, p, k, shifts):
-    """Where a point is in the plane of slice `k` under its pose, in voxels."""
-    m = matrices[k]
-    x, y, z = points[p, 0], points[p, 1], points[p, 2]
-    a = m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]
-    b = m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]
-    if shifts.shape[0]:
-        a += shifts[p, 0]
-        b += shifts[p, 1]
-    return a, b
+def _value_in_plane(plane, a, b):
+    """Read a slice at (a, b) voxels: the value alone."""
+    ia, ib = int(np.floor(a)), int(np.floor(b))
+    wa, wb = _weights(np.float32(a - ia)), _weights(np.float32(b - ib))
+    value = np.float32(0)
+    first_a, first_b = ia + PADDING - 1, ib + PADDING - 1
+    for i in range(4):
+        row = np.float32(0)
+        for j in range(4):
+            row += wb[j] * plane[first_a + i, first_b + j]
+        value += wa[i] * row
+    return value
 
 
 @compiled
-def _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances):
+def _find_nodes(matrices, plane, point, lost, nodes, distances):
     """Fill slices that come near a point, and how far it is from each, in slices.
 
     Returns
@@ -186,15 +208,15 @@ def _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances):
         Distance of the nearest; infinite in a gap that none comes near, NaN outside the stack.
     """
     n_slices = matrices.shape[0]
-    near, height = _nearest(matrices, points, p, shifts)
+    near, height = _nearest(matrices, point)
     low = max(0, min(near - N_NODES // 2 + 1, n_slices - N_NODES))
     n, least, outside = 0, np.inf, False
     if height < -0.5 or height > n_slices - 0.5:
         return n, near, low, np.nan
     for k in range(low, min(low + N_NODES, n_slices)):
-        distance = _height(matrices, points, p, k, shifts) - k
+        distance = _along(matrices, k, 2, point) - k
         if abs(distance) < REACH and not lost[k]:
-            a, b = _in_the_plane(matrices, points, p, k, shifts)
+            a, b = _along(matrices, k, 0, point), _along(matrices, k, 1, point)
             if -0.5 <= a <= plane[0] - 0.5 and -0.5 <= b <= plane[1] - 0.5:
                 nodes[n], distances[n] = k, distance
                 least = min(least, abs(distance))
@@ -205,8 +227,8 @@ def _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances):
 
 
 @compiled
-def weigh_slices(plane, matrices, points, shifts, lost, kriging, weights, first, variances):
-    """Return the weight of each slice of a stack at points of the head, and what is known there.
+def weigh_slices(plane, matrices, points, shifts, lost, kriging, weights, first):
+    """Fill the weight of each slice of a stack at points of the head.
 
     Parameters
     ----------
@@ -214,41 +236,57 @@ def weigh_slices(plane, matrices, points, shifts, lost, kriging, weights, first,
         Voxels of a slice along a and b.
     matrices, points, shifts, lost, kriging, weights, first
         As of :func:`read_slices`; weights are zero only where no two slices come near.
-    variances : (P,) float32 array
-        Filled: of kriging, over that of the signal; infinite where no two slices come near, or
-        none as near as one has to be; NaN outside the stack.
     """
     nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
-    work = np.empty((N_NODES + 1, N_NODES))
-    of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
+    work = np.empty((N_NODES + 2, N_NODES))
+    of_nodes = np.empty(N_NODES)
     at_rest, related = _share_a_pose(matrices), 0
     for p in range(points.shape[0]):
         weights[p] = np.float32(0)
-        n, _, low, least = _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances)
+        point = _point(points, shifts, p)
+        n, _, low, _ = _find_nodes(matrices, plane, point, lost, nodes, distances)
         first[p] = low
-        variances[p] = np.nan if np.isnan(least) else np.inf
         if n < 2:
             continue
         in_a_row = at_rest and nodes[n - 1] - nodes[0] == n - 1
         if not in_a_row or related != n:
             _relate(distances, n, kriging[0], kriging[1], work)
             related = n if in_a_row else 0
-        variance = _krige(distances, n, kriging[0], work, of_nodes, along)
-        if least <= kriging[3]:
-            variances[p] = variance
+        _krige(distances, n, kriging[0], work, of_nodes)
         for i in range(n):
             weights[p, nodes[i] - low] = of_nodes[i]
 
 
 @compiled
-def _mix(coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along):
+def find_gaps(plane, matrices, points, shifts, lost, kriging, gaps):
+    """Fill where the slices of a stack left a gap within it, (P,) bool.
+
+    Other parameters as of :func:`weigh_slices`. More slices never raise the variance of kriging:
+    where that by the nearest one alone is low enough, no weights are needed.
+    """
+    length, nugget, most, nearest = kriging
+    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
+    work, of_nodes = np.empty((N_NODES + 2, N_NODES)), np.empty(N_NODES)
+    for p in range(points.shape[0]):
+        point = _point(points, shifts, p)
+        n, _, _, least = _find_nodes(matrices, plane, point, lost, nodes, distances)
+        gaps[p] = not np.isnan(least) and (n < 2 or least > nearest)
+        if n < 2 or gaps[p] or 2 + nugget - 2 * _covariance(least, length) <= most:
+            continue
+        _relate(distances, n, length, nugget, work)
+        gaps[p] = _krige(distances, n, length, work, of_nodes) > most
+
+
+@compiled
+def _mix(coefficients, matrices, point, nodes, n, of_nodes, along):
     """Read the slices and weigh them: value, and slopes along a, b and the slice axis."""
     total, by_a, by_b, by_c = 0.0, 0.0, 0.0, 0.0
     for i in range(n):
         if max(abs(of_nodes[i]), abs(along[i])) < LEAST_WEIGHT:
             continue
-        a, b = _in_the_plane(matrices, points, p, nodes[i], shifts)
-        value, slope_a, slope_b = _in_plane(coefficients[nodes[i]], a, b)
+        k = nodes[i]
+        a, b = _along(matrices, k, 0, point), _along(matrices, k, 1, point)
+        value, slope_a, slope_b = _in_plane(coefficients[k], a, b)
         total += of_nodes[i] * value
         by_a += of_nodes[i] * slope_a
         by_b += of_nodes[i] * slope_b
@@ -288,14 +326,13 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
     plane = (coefficients.shape[1] - 2 * PADDING, coefficients.shape[2] - 2 * PADDING)
     length, nugget, most, nearest = kriging
     nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
-    work = np.empty((N_NODES + 1, N_NODES))
-    of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
+    work = np.empty((N_NODES + 2, N_NODES))
+    of_nodes, along = np.empty(N_NODES), np.empty(N_NODES)
     at_rest, related = _share_a_pose(matrices), 0
     for p in range(points.shape[0]):
         values[p], slopes[p], weights[p] = np.nan, np.float32(0), np.float32(0)
-        n, near, low, least = _find_nodes(
-            matrices, plane, points, p, shifts, lost, nodes, distances
-        )
+        point = _point(points, shifts, p)
+        n, near, low, least = _find_nodes(matrices, plane, point, lost, nodes, distances)
         first[p] = low
         if n < 2 or least > nearest:
             continue
@@ -303,11 +340,10 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
         if not in_a_row or related != n:
             _relate(distances, n, length, nugget, work)
             related = n if in_a_row else 0
-        if _krige(distances, n, length, work, of_nodes, along) > most:
+        if _krige(distances, n, length, work, of_nodes) > most:
             continue
-        total, by_a, by_b, by_c = _mix(
-            coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along
-        )
+        _krige_slopes(distances, n, length, work, along)
+        total, by_a, by_b, by_c = _mix(coefficients, matrices, point, nodes, n, of_nodes, along)
         if np.isnan(total):
             continue
         values[p] = total
@@ -316,6 +352,31 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
         m = matrices[near]
         for axis in range(3):
             slopes[p, axis] = m[0, axis] * by_a + m[1, axis] * by_b + m[2, axis] * by_c
+
+
+@compiled
+def read_values(coefficients, matrices, points, shifts, lost, kriging, values):
+    """Read a stack of slices at points of the head as :func:`read_slices`: values (P,) alone."""
+    plane = (coefficients.shape[1] - 2 * PADDING, coefficients.shape[2] - 2 * PADDING)
+    length, nugget, most, nearest = kriging
+    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
+    work, of_nodes = np.empty((N_NODES + 2, N_NODES)), np.empty(N_NODES)
+    for p in range(points.shape[0]):
+        values[p] = np.nan
+        point = _point(points, shifts, p)
+        n, _, _, least = _find_nodes(matrices, plane, point, lost, nodes, distances)
+        if n < 2 or least > nearest:
+            continue
+        _relate(distances, n, length, nugget, work)
+        if _krige(distances, n, length, work, of_nodes) > most:
+            continue
+        value = 0.0
+        for i in range(n):
+            if abs(of_nodes[i]) >= LEAST_WEIGHT:
+                k = nodes[i]
+                a, b = _along(matrices, k, 0, point), _along(matrices, k, 1, point)
+                value += of_nodes[i] * _value_in_plane(coefficients[k], a, b)
+        values[p] = value
 
 
 @compiled

@@ -15,14 +15,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
-from eddymotion.images.stack import (
-    KnownSlices,
-    Kriging,
-    SliceStack,
-    StackReading,
-    recording_slices,
-    slice_weights,
-)
+from eddymotion.images.stack import Kriging, SliceStack, StackReading, recording_slices
 from eddymotion.machine.frozen import freeze, selected
 from eddymotion.mapping.rigid import mean_pose
 from eddymotion.wording import short_repr
@@ -57,16 +50,6 @@ class SlicesOfVolume:
     ) -> StackReading:
         """Read an image at points (P, 3) of the head; see :mod:`eddymotion.images.stack`."""
         return SliceStack.of(image, self.axis).read(points, self.poses, moved, kriging)
-
-    def weigh(
-        self,
-        shape: tuple[int, ...],
-        points: np.ndarray,
-        moved: np.ndarray | None,
-        kriging: Kriging,
-    ) -> KnownSlices:
-        """Say how much each slice of a volume of such a shape counts at points (P, 3)."""
-        return slice_weights(shape, self.affine, self.axis, points, self.poses, moved, kriging)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import numpy as np
 
 from eddymotion.images.grid import grid_points, transformed
 from eddymotion.images.image import Continuous, Image
-from eddymotion.images.stack import KRIGING, REBUILDING, KnownSlices, Kriging, SliceStack
+from eddymotion.images.stack import KRIGING, REBUILDING, Kriging, SlicesAtPoints, SliceStack
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.field_kernels import weigh_terms
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
@@ -187,7 +187,7 @@ class VolumeMapping:
             return self.read(image, points, there)
         moved, factor = self.moved_by_fields(points, there)
         stack = stack or SliceStack.of(image, self.slices.axis)
-        read = stack.read(points, self.slices.poses, moved, REBUILDING.filling).values * factor
+        read = stack.values(points, self.slices.poses, moved, REBUILDING.filling) * factor
         lone = np.isnan(read)
         if lone.any():
             there = None if there is None else (there[0][lone], there[1][lone])
@@ -195,22 +195,25 @@ class VolumeMapping:
             read[lone] = image.spline.sample(recorded) * factor
         return read
 
-    def weigh_slices(
-        self, shape: tuple[int, ...], points: np.ndarray, kriging: Kriging = REBUILDING
-    ) -> KnownSlices:
-        """Return the weight of each slice at points (P, 3), if the head moved within the volume.
+    def slices_at(
+        self, points: np.ndarray, shape: tuple[int, ...], there: FieldThere | None = None
+    ) -> SlicesAtPoints | None:
+        """Say where points are in the slices, if the head moved within the volume.
 
         Parameters
         ----------
-        shape : (3,) tuple
-            Of the volume.
         points : (P, 3) array
             Of the reference, RAS+ mm.
-        kriging : Kriging
+        shape : (3,) tuple
+            Of the volume.
+        there
+            As of :meth:`displaced`.
         """
-        assert self.slices is not None
-        moved, _ = self.moved_by_fields(points)
-        return self.slices.weigh(shape, points, moved, kriging)
+        if self.slices is None:
+            return None
+        moved, _ = self.moved_by_fields(points, there)
+        own = self.slices
+        return SlicesAtPoints(shape, own.affine, own.axis, points, own.poses, moved)
 
     def sample(self, image: Continuous, points: np.ndarray) -> np.ndarray:
         """Read the signal at points (P, 3) of the head, fields undone; NaN outside: (P,)."""

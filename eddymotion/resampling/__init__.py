@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, overload
@@ -216,9 +217,14 @@ class Resampled(Series):
 
         return parallel_iterate(one_volume, range(len(dwi)), n_threads=self.n_threads)
 
+    @cached_property
+    def field(self) -> FieldOnGrid | None:
+        """The off-resonance field at the voxels of the grid."""
+        return FieldOnGrid.of(self.motion, self.shape, self.to_reference, self.points)
+
     def _reading(self) -> Callable[[int], Reading]:
         """Return a function of the index of a volume: where the volume is read."""
-        field = FieldOnGrid.of(self.motion, self.shape, self.to_reference, self.points)
+        field = self.field
 
         def of_volume(index: int) -> Reading:
             mapping, image_affine = self.motion.mapping(index).effective, self.original.affine
