@@ -284,6 +284,10 @@ class _ReadVolumes:
         values = np.empty((len(motions), len(dwi), len(points)), np.float32)
         heights = np.empty_like(values)
         margin = SPLINE_VOXELS * float(dwi.voxel_sizes.max())
+        fields = [
+            None if by is None else by.field.hertz_with_gradient(points)
+            for by in (motion.off_resonance for motion in motions)
+        ]
 
         def read(volume: int) -> None:
             image, axis = dwi.volume_with_missing(volume), dwi.acquisition.slicing.axis
@@ -291,17 +295,17 @@ class _ReadVolumes:
             if all(mapping.slices is None for mapping in mappings):
                 some = [mapping.recorded(points[::BOX_EVERY]) for mapping in mappings]
                 image = crop(image, np.concatenate(some), margin)
-            for k, mapping in enumerate(mappings):
+            for k, (mapping, there) in enumerate(zip(mappings, fields, strict=True)):
                 if mapping.is_rigid:
                     values[k, volume] = image.spline.sample(points, mapping.pose)
                     moved = np.linalg.inv(mapping.pose) @ dwi.affine
                     heights[k, volume] = slice_heights(points, moved, axis)
                     continue
-                recorded, factor = mapping.displaced(points)
+                recorded, factor = mapping.displaced(points, there)
                 if mapping.slices is None:
                     values[k, volume] = image.spline.sample(recorded) * factor
                 else:
-                    values[k, volume] = mapping.read(image, points, kriging=REBUILDING)
+                    values[k, volume] = mapping.read(image, points, there, REBUILDING)
                 heights[k, volume] = slice_heights(recorded, dwi.affine, axis)
 
         parallel_map(read, range(len(dwi)), n_threads=n_threads)

@@ -15,7 +15,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
-from eddymotion.images.stack import Kriging, SliceStack, StackReading, recording_slices
+from eddymotion.images.stack import Kriging, SliceStack, recording_slices
 from eddymotion.machine.frozen import freeze, selected
 from eddymotion.mapping.rigid import mean_pose
 from eddymotion.wording import short_repr
@@ -47,9 +47,9 @@ class SlicesOfVolume:
 
     def read(
         self, image: Image, points: np.ndarray, moved: np.ndarray | None, kriging: Kriging
-    ) -> StackReading:
-        """Read an image at points (P, 3) of the head; see :mod:`eddymotion.images.stack`."""
-        return SliceStack.of(image, self.axis).read(points, self.poses, moved, kriging)
+    ) -> np.ndarray:
+        """Read an image at points (P, 3) of the head; see :mod:`eddymotion.images.stack`: (P,)."""
+        return SliceStack.of(image, self.axis).values(points, self.poses, moved, kriging)
 
 
 @dataclass(frozen=True, eq=False)

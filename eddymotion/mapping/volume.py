@@ -160,7 +160,7 @@ class VolumeMapping:
             recorded, factor = self.displaced(points, there)
             return image.spline.sample(recorded) * factor
         moved, factor = self.moved_by_fields(points, there)
-        return self.slices.read(image, points, moved, kriging).values * factor
+        return self.slices.read(image, points, moved, kriging) * factor
 
     def rebuild(
         self,

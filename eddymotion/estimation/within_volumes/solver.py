@@ -29,7 +29,7 @@ from eddymotion.images.pyramid import (
     steepest_points,
 )
 from eddymotion.images.stack import SliceStack
-from eddymotion.machine.parallel import Compute, parallel_map
+from eddymotion.machine.parallel import Compute, parallel_iterate, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid
 
@@ -273,7 +273,11 @@ class CourseSolver:
         poses = exp_rigid(knots.of_slices(twists), center)
         volumes = self.groups[-1].volumes
         volumes = volumes[:: max(1, len(volumes) // 8)]
-        slopes = (stacks[volume].read(candidates, poses[volume]).slopes for volume in volumes)
+        slopes = parallel_iterate(
+            lambda volume: stacks[volume].read(candidates, poses[volume]).slopes,
+            volumes,
+            n_threads=self.compute.n_threads,
+        )
         return steepest_points(candidates, slopes, level.n_points, self.random)
 
 
