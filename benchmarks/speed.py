@@ -49,11 +49,12 @@ class Case:
     engine: str = "fast"
     nprocs: int = 2
     cold: bool = False
+    n_runs: int = 1
 
     @property
     def megabytes(self) -> float:
-        """Of the series as float32."""
-        return 4e-6 * self.n_volumes * float(np.prod(self.shape))
+        """Of all series as float32."""
+        return 4e-6 * self.n_runs * self.n_volumes * float(np.prod(self.shape))
 
 
 SMALL, MIDDLE, LARGE, HCP = (64, 64, 40), (96, 96, 60), (128, 128, 80), (145, 174, 145)
@@ -77,10 +78,20 @@ CASES = {
     "hcp": Case(HCP, 288),
     "hcp-nitransforms": Case(HCP, 288, "nitransforms"),
     "hcp-550": Case(HCP, 550),
+    "study": Case((84, 99, 80), 103, n_runs=2),
 }
 
-LONG = ("hcp", "hcp-nitransforms", "hcp-550")
-"""Cases that take minutes and gigabytes: only on request."""
+LONG = ("hcp", "hcp-nitransforms", "hcp-550", "study")
+"""Cases that take minutes and gigabytes, or are simulated for long: only on request."""
+
+STUDY = {"AP": "--pe-axis j- --motion nods", "PA": "--pe-axis j --motion moderate"}
+"""Runs of a study, and how they differ."""
+
+STUDIED = (
+    "--head synthetic --scheme abcd --voxel-size 2 --susceptibility 0.7 "
+    "--eddy-current quadratic --random-seed 5"
+)
+"""How they are simulated."""
 
 STAGES = ("reading", "motion", "quality", "resampling and writing", "pictures")
 
@@ -90,7 +101,8 @@ KEY = ("case",)
 def main() -> None:
     options = parse()
     if options.floor:
-        measure_floor(*map(Path, options.floor))
+        folder, *files = map(Path, options.floor)
+        measure_floor(files[::2], files[1::2], folder)
         return
     tables.run(options, KEY, measure_all, render)
 
@@ -101,32 +113,35 @@ def parse() -> argparse.Namespace:
                         default=[name for name in CASES if name not in LONG],
                         help=f"{', '.join(CASES)} (all but {', '.join(LONG)})")  # fmt: skip
     parser.add_argument("--runs", type=int, default=3, help="warm runs of each case (3)")
-    parser.add_argument("--floor", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="keeps the simulated series (a temporary one)")
+    parser.add_argument("--floor", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
         for name in options.cases:
             if not rows.has(case=name):
-                measured = measure_case(CASES[name], Path(folder), options.runs)
+                measured = measure_case(CASES[name], folder, options.runs)
                 rows.add({"case": name} | measured)
 
 
 def measure_case(case: Case, folder: Path, runs: int) -> tables.Row:
     """Simulate the series unless it is there, and run the command on it."""
-    image = make_series(case, folder)
+    images = make_study(folder) if case.n_runs > 1 else [make_series(case, folder)]
     warm_cache = folder / "cache"
     row: tables.Row = {
-        "shape": "×".join(map(str, (*case.shape, case.n_volumes))), "engine": case.engine,
+        "shape": "×".join(map(str, (*case.shape, case.n_volumes))) + ", twice" * (case.n_runs > 1),
+        "engine": case.engine,
         "nprocs": case.nprocs, "series_mb": round(case.megabytes),
     }  # fmt: skip
     if case.cold:
         with tempfile.TemporaryDirectory() as empty:
-            row["cold_s"] = run(image, case, folder, Path(empty))["seconds"]
-    run(image, case, folder, warm_cache)
+            row["cold_s"] = run(images, case, folder, Path(empty))["seconds"]
+    run(images, case, folder, warm_cache)
     pairs = [
-        (run(image, case, folder, warm_cache), run_floor(image, folder, warm_cache))
+        (run(images, case, folder, warm_cache), run_floor(images, folder, warm_cache))
         for _ in range(runs)
     ]
     measured, floors = zip(*pairs, strict=True)
@@ -156,16 +171,28 @@ def make_series(case: Case, folder: Path) -> Path:
     return write_bids(folder / name, name, dwi, motion)
 
 
-def run(image: Path, case: Case, folder: Path, cache: Path) -> tables.Row:
+def make_study(folder: Path) -> list[Path]:
+    """Simulate runs of opposite polarity, with a field, and with motion within volumes in one."""
+    study = folder / "study"
+    for run, differing in STUDY.items():
+        command = [Path(sys.executable).parent / "eddymotion-simulate", study, *STUDIED.split()]
+        command += ["--direction", run, *differing.split(), "--nprocs", os.cpu_count() or 1]
+        if not (study / "truth" / f"sub-01_dir-{run}_xfm.txt").is_file():
+            subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    return [study / "sub-01" / "dwi" / f"sub-01_dir-{run}_dwi.nii.gz" for run in STUDY]
+
+
+def run(images: list[Path], case: Case, folder: Path, cache: Path) -> tables.Row:
     """Run the command; return its seconds, those of its stages, and its peak memory."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        command = [Path(sys.executable).parent / "eddymotion-correct", image, "-o", out]
+        command = [Path(sys.executable).parent / "eddymotion-correct", *images, "-o", out]
         command += ["--resampling", case.engine, "--nprocs", case.nprocs]
         row = watched([str(part) for part in command], cache)
-        sidecar = next(Path(out).glob("*_desc-preproc_dwi.json"))
-        stages = json.loads(sidecar.read_text(encoding="utf-8"))["StageSeconds"]
-    row["rest"] = row["seconds"] - sum(stages.values())
-    return row | {stage: stages[stage] for stage in STAGES}
+        sidecars = Path(out).glob("*_desc-preproc_dwi.json")
+        of_runs = [json.loads(one.read_text(encoding="utf-8"))["StageSeconds"] for one in sidecars]
+    stages = {stage: sum(one.get(stage, 0.0) for one in of_runs) for stage in (*STAGES, "runs")}
+    stages["motion"] += stages.pop("runs")
+    return row | stages | {"rest": row["seconds"] - sum(stages.values())}
 
 
 def watched(command: list[str], cache: Path) -> tables.Row:
@@ -207,22 +234,25 @@ def environment(cache: Path) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | own
 
 
-def run_floor(image: Path, folder: Path, cache: Path) -> tables.Row:
+def run_floor(images: list[Path], folder: Path, cache: Path) -> tables.Row:
     """Measure the floor in a process of its own, its start not included."""
-    truth = image.parents[2] / "truth" / (image.name.removesuffix("_dwi.nii.gz") + "_xfm.txt")
-    command = [sys.executable, "-m", "benchmarks.speed", "--floor", image, truth, folder]
+    command = [sys.executable, "-m", "benchmarks.speed", "--floor", folder]
+    for image in images:
+        name = image.name.removesuffix("_dwi.nii.gz") + "_xfm.txt"
+        command += [image, image.parents[2] / "truth" / name]
     done = subprocess.run([str(part) for part in command], check=True, capture_output=True,
                           text=True, env=environment(cache))  # fmt: skip
     return json.loads(done.stdout)
 
 
-def measure_floor(image: Path, truth: Path, folder: Path) -> None:
+def measure_floor(images: list[Path], truths: list[Path], folder: Path) -> None:
     """Read, interpolate once, write; print the seconds."""
     started, busy = time.perf_counter(), time.process_time()
-    dwi = em.load(image)
-    motion = Motion(read_itk(truth))
-    corrected = Resampled.of(dwi, motion, engine="fast", n_threads=os.cpu_count() or 1)
-    write_series(folder / "floor.nii.gz", corrected, corrected.volumes())
+    for image, truth in zip(images, truths, strict=True):
+        dwi = em.load(image)
+        motion = Motion(read_itk(truth))
+        corrected = Resampled.of(dwi, motion, engine="fast", n_threads=os.cpu_count() or 1)
+        write_series(folder / "floor.nii.gz", corrected, corrected.volumes())
     seconds, cpu = time.perf_counter() - started, time.process_time() - busy
     print(json.dumps({"seconds": seconds, "cpu_s": cpu}))
 
@@ -257,7 +287,11 @@ compiled kernel, one write, in a process that has started; it runs next to each 
 *Ratio*: the median over these pairs, of wall times; *CPU ratio*: the same of processor times.
 *Peak*: resident memory of the process, of which about 150 MB are the interpreter and its libraries
 and about 80 MB compiled code; *copies*: peak in units of the series as float32.
-*Shares*: {", ".join(STAGES)}.
+*Shares*: {", ".join(STAGES)}; the motion with what joins runs.
+
+*study*: two runs of opposite polarity in one command, each simulated with
+`eddymotion-simulate {STUDIED}`: four shells to b=3000, a field that changes with the
+head, motion within 33 volumes of the first run (the sidecar of the second has no slice timing).
 """
 
 
