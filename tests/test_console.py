@@ -24,7 +24,7 @@ from eddymotion.cli.console import logging_to
 from eddymotion.cli.doctor import examine
 from eddymotion.cli.screen import Bar, shortened, wrapped
 from eddymotion.machine.logs import NOTICE
-from eddymotion.pipeline.events import EventReader, EventWriter
+from eddymotion.pipeline.events import WAITING, EventReader, EventWriter
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.wording import duration
 
@@ -156,9 +156,32 @@ def test_what_is_said_of_many_series_depends_on_v_and_q(verbosity, seen, capsys)
         board.update("sub-01", {"at": 0.0, "level": level, "text": text})
     board.tell(board.lines["sub-01"], "estimating")
     printed = capsys.readouterr().err.split("\n")
-    assert printed[0] == "problem"
-    assert [word for word in printed if word in ("problem", "reused", "detail")] == seen.split()
+    assert [line for line in printed if line.startswith("sub-01: ")] == [
+        f"sub-01: {word}" for word in seen.split()
+    ]
     assert ("1 of 2 · sub-01 · estimating" in printed) == (verbosity >= 0)
+
+
+def test_a_warning_names_its_series_once_and_is_not_repeated_when_that_is_read_again(capsys):
+    board = Board(["sub-01", "sub-02"])
+    for name in ("sub-01", "sub-01", "sub-02", "sub-02"):
+        for text in ("head moved", f"{name}_dwi.nii.gz: NaN"):
+            board.update(name, {"at": 0.0, "level": logging.WARNING, "text": text})
+    assert capsys.readouterr().err.splitlines() == [
+        line for name in ("sub-01", "sub-02")
+        for line in (f"{name}: head moved", f"{name}_dwi.nii.gz: NaN")
+    ]  # fmt: skip
+
+
+def test_time_that_a_run_waits_for_others_is_none_of_its_own(capsys):
+    board = Board(["sub-01", "sub-02"])
+    events = [("stage", "reading"), ("stage", "motion"), ("stage", WAITING),
+              ("stage", "reading"), ("stage", "pictures"), ("outcome", "")]  # fmt: skip
+    for (kind, what), at in zip(events, (5.0, 7.0, 15.0, 45.0, 50.0, 55.0), strict=True):
+        board.update("sub-01", {"at": at, kind: what})
+    assert "sub-01 · done in 20 s" in capsys.readouterr().err
+    assert board.timetable.shares["motion"] == pytest.approx(0.1)
+    assert board.timetable.shares["pictures"] == pytest.approx(0.75)
 
 
 def test_what_libraries_warn_of_goes_to_the_log_alone(tmp_path, capsys):

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,16 +45,37 @@ def test_a_b0_of_the_other_polarity_gives_a_field(series, image_of_b0, tmp_path,
     assert (tmp_path / "dwi_desc-preproc_dwi.nii.gz").stat().st_mtime_ns == before
 
 
+def write_unreadable(series):
+    """Write images whose tables do not fit them, or have too little: short, other, single."""
+    bvals, bvecs = (np.loadtxt(series.with_name(f"dwi.{table}")) for table in ("bval", "bvec"))
+    signal, affine, _ = read_image(series)
+    signal, one = np.asarray(signal), [int(np.argmax(bvals))]
+    for name, volumes, rows, columns in (
+        ("short", slice(None), slice(1, None), slice(None)),
+        ("other", slice(None), slice(1, None), slice(1, None)),
+        ("single", one, one, one),
+    ):
+        write_image(Path(f"{name}.nii.gz"), signal[..., volumes], affine)
+        np.savetxt(f"{name}.bval", bvals[None, rows], fmt="%g")
+        np.savetxt(f"{name}.bvec", bvecs[:, columns], fmt="%.6f")
+
+
 @pytest.mark.parametrize(
     ("images", "options", "told"),
     [
-        ("a.nii.gz a.nii.gz", "", "would have the same names"),
+        ("a.nii.gz ./a.nii.gz", "", "a.nii.gz: the same image twice; name each once"),
+        ("a.nii.gz link.nii.gz", "", "a.nii.gz and link.nii.gz: the same image twice"),
         ("a.nii.gz x/a.nii.gz", "", "would have the same names"),
         ("a.nii.gz none.nii.gz", "", "none.nii.gz"),
         ("a.nii.gz b.nii.gz", "--mask mask.nii.gz", "--mask: one mask given for 2 series"),
         ("a.nii.gz b.nii.gz", "--bval a.bval", "--bval: one table given for 2 series"),
         ("a.nii.gz untold.nii.gz", "", "untold.nii.gz: neither b-values nor b-vectors; add"),
         ("a.nii.gz", "--degibbs b.nii.gz", "b.nii.gz: name all images one after the other"),
+        ("a.nii.gz a.bval", "", "a.bval: belongs to an image; give the image"),
+        ("a.nii.gz noimage.nii.gz", "", "noimage.nii.gz: not a NIfTI image"),
+        ("a.nii.gz short.nii.gz", "", "10 b-vectors for the 9 b-values of short.bval"),
+        ("a.nii.gz other.nii.gz", "", "found 9 b-values for the 10 volumes of other.nii.gz"),
+        ("a.nii.gz single.nii.gz", "", "found 1 diffusion-weighted volume(s)"),
         ("b0.nii.gz b1.nii.gz", "", "join single volumes into one 4-D file"),
         ("a.nii.gz b0.nii.gz", "--distortion-group-merge concat", "has no other runs"),
         ("a.nii.gz", "--separate-all-dwis", "a single series has no other runs"),
@@ -69,6 +91,9 @@ def test_what_cannot_go_together_is_refused(
         for ending in (".nii.gz", ".bval", ".bvec"):
             shutil.copy(series.with_name(f"dwi{ending}"), f"{name}{ending}")
     shutil.copy(series, "untold.nii.gz")
+    Path("link.nii.gz").symlink_to("a.nii.gz")
+    Path("noimage.nii.gz").write_text("no image")
+    write_unreadable(series)
     signal, affine, _ = read_image(series)
     for name in ("b0", "b1", "mask"):
         write_image(tmp_path / f"{name}.nii.gz", np.asarray(signal)[..., 0], affine)

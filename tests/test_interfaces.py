@@ -182,6 +182,22 @@ def test_the_report_of_a_series_in_another_space_has_a_mask_of_its_own(
     assert Path(drawn.report_file).is_file()
 
 
+def test_a_node_takes_the_word_native_for_the_voxel_size(series, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dwi = em.load(series)
+    coarse = tmp_path / "coarse.nii.gz"
+    write_image(coarse, np.zeros([n // 2 for n in dwi.shape]), dwi.affine @ np.diag([2, 2, 2, 1]))
+    write_itk(tmp_path / "xfm.txt", np.tile(np.eye(4), (len(dwi), 1, 1)))
+    given = {"dwi_file": series, "xfm_file": tmp_path / "xfm.txt", "output_space": coarse,
+             "output_space_transform": "none", "output_resolution": "native"}  # fmt: skip
+    by_node = nodes.Apply(**given).run().outputs.dwi_file
+    by_task = tasks.Apply(**given)(worker="debug", cache_root=tmp_path / "cache").dwi_file
+    for path in (by_node, by_task):
+        np.testing.assert_allclose(em.load(path).affine[:3, :3], dwi.affine[:3, :3])
+    with pytest.raises(EddymotionError, match="'nativ' given, expected a float or native"):
+        tasks.Apply(**(given | {"output_resolution": "nativ"}))
+
+
 @pytest.mark.parametrize("model", ["auto", "dti", "average", "dipy:TensorModel"])
 def test_a_predicted_volume_is_that_of_the_series(model, series, tmp_path):
     dwi = em.load(series)

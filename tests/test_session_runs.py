@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, gaussian_filter
 
 import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
@@ -184,6 +184,20 @@ def test_runs_that_leave_the_field_unsought_are_named(opposed, caplog):
     assert "the off-resonance field is not estimated" in caplog.text
 
 
+def test_a_field_that_makes_images_less_alike_is_not_used(opposed, caplog):
+    """As where something else than an image of the same head is given."""
+    first, second = (RunImage.of(run, Motion.identity(2)) for run in opposed)
+    brightest, noise = (
+        second.image.data.max(),
+        np.random.default_rng(1).normal(size=first.image.data.shape),
+    )
+    other = (brightest * gaussian_filter(noise, 2) + second.image.data.mean()).astype(np.float32)
+    joined = join_runs([first, replace(second, image=Image(other, second.image.affine))])
+    assert joined.field is None
+    assert joined.similarity[0] == joined.similarity[1]
+    assert "it is not used; do they show the same head?" in caplog.text
+
+
 def test_turned_slices_are_no_other_polarity(opposed):
     """What tells a field is another way of distortion, not a few degrees."""
     images = [RunImage.of(run, Motion.identity(2)) for run in opposed]
@@ -198,6 +212,9 @@ def test_readout_times_that_no_run_says_are_taken_as_equal(opposed, caplog):
     shifts = [readout.shift for readout in readouts_of(images)]
     np.testing.assert_allclose(shifts[0], -shifts[1])
     assert "TotalReadoutTime is in no sidecar" in caplog.text
+    caplog.clear()
+    readouts_of([images[0], images[0]])  # of one polarity: no field is sought
+    assert not caplog.text
     one_says = [images[0], replace(images[1], readout_time=0.03)]
     assert readouts_of(one_says)[0] is None
     assert without_times(images)

@@ -118,6 +118,12 @@ def test_what_can_be_together_makes_a_graph():
 def test_there_is_no_t1w_where_there_is_no_participant():
     with pytest.raises(EddymotionError, match="T1w: a workflow knows no participant"):
         graphs.init_dwi_hmc_wf(output_space="T1w")
+    for door in (interfaces.Apply, interfaces.Merge, tasks.Correct, flows.DwiHmc):
+        with pytest.raises(EddymotionError, match="T1w: a node knows no participant"):
+            door(output_space="T1w")
+    node = interfaces.Correct()
+    with pytest.raises(EddymotionError, match="T1w: a node knows no participant"):
+        node.inputs.output_space = "T1w"
 
 
 def test_settings_that_are_split_are_checked_when_their_turn_comes(series, tmp_path):

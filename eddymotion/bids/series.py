@@ -367,7 +367,7 @@ def _missing_tables(series: SeriesFiles) -> str:
         return ""
     return (
         f"neither b-values nor b-vectors; add {image_stem(series.dwi)}.bval and .bvec, or, if all "
-        "volumes are b=0, a .bval of zeros: it is skipped then"
+        "volumes are b=0, a .bval of zeros: they only show the distortion of other series then"
     )
 
 

@@ -141,6 +141,12 @@ class Line:
         if timetable.shares.get(part, -1.0) > self.share or part == "reading":
             self.share, self.since, self.within = timetable.shares[part], at, None
 
+    def go_on(self, at: float) -> None:
+        """Count the time that it waited for others as if it had begun later."""
+        waited = at - self.begun.pop(WAITING, at)
+        self.began, self.since = (self.began or at) + waited, self.since + waited
+        self.begun = {part: begun + waited for part, begun in self.begun.items()}
+
     def done(self, now: float, timetable: Timetable) -> float:
         """Return the share of the work that is done."""
         if self.began is None or self.stage == WAITING:
@@ -182,13 +188,14 @@ class Board:
         self.lines = {name: Line(number + 1, name) for number, name in enumerate(names)}
         self.verbosity = verbosity
         self.timetable = Timetable(USUAL)
+        self.warned: set[tuple[str, str]] = set()
         self.screen = Screen() if verbosity >= 0 and is_terminal() else None
 
     def update(self, name: str, event: Mapping[str, Any]) -> None:
         """Take in an event of a series."""
         line, at = self.lines[name], event["at"]
         if "text" in event:
-            self._message(event["level"], event["text"])
+            self._message(name, event["level"], event["text"])
         elif "stage" in event:
             self._stage(line, event["stage"], at)
         elif "step" in event:
@@ -198,7 +205,12 @@ class Board:
         elif "outcome" in event:
             self._outcome(line, event["outcome"], at)
 
-    def _message(self, level: int, text: str) -> None:
+    def _message(self, name: str, level: int, text: str) -> None:
+        if level >= logging.WARNING and (name, text) in self.warned:
+            return  # the series is read more than once
+        self.warned.add((name, text))
+        if len(self.lines) > 1 and not text.startswith(name):
+            text = f"{name}: {text}"
         least = logging.DEBUG if self.verbosity > 0 else NOTICE
         if level >= (logging.WARNING if self.verbosity < 0 else least):
             self.say(text, "yellow" if level >= logging.WARNING else "")
@@ -206,6 +218,8 @@ class Board:
     def _stage(self, line: Line, stage: str, at: float) -> None:
         if line.began is None:
             line.began = line.since = at
+        if line.stage == WAITING and stage != WAITING:
+            line.go_on(at)
         again = line.stage == stage
         line.stage = stage
         line.begin(stage, at, self.timetable)

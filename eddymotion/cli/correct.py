@@ -61,9 +61,9 @@ def build_parser() -> Parser:
         not_needed={**NOT_NEEDED, **OF_DATASETS},
     )  # fmt: skip
     parser.add_argument("dwi", type=Path, nargs="+", metavar="DWI",
-                        help="4-D NIfTI image; of several, that of the first is the frame of all, "
-                             "and opposite phase encodings, also of b=0 alone, determine the "
-                             "distortion")  # fmt: skip
+                        help="4-D NIfTI image; of several, all lie in the frame of the first "
+                             "that has b>0, and opposite phase encodings, also of b=0 alone, "
+                             "determine the distortion")  # fmt: skip
     parser.add_argument(
         "--bval", type=Path, metavar="FILE", help="b-values (default: file next to DWI)"
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ from eddymotion.bids.series import Sorted, flattened
 from eddymotion.bids.sessions import with_polarity
 from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError
+from eddymotion.io.headers import affine_of, read_header
+from eddymotion.io.series import refuse_unreadable
 from eddymotion.io.sidecars import FIELDS, SeriesFiles, metadata_beside, usable
 from eddymotion.pipeline.contradictions import refuse_joining_one
 from eddymotion.pipeline.runs.mergeable import refuse_unmergeable
@@ -40,6 +43,7 @@ def series_together(options: argparse.Namespace, settings: Settings) -> list[Ser
         If several cannot be corrected together.
     """
     images: list[Path] = options.dwi
+    _refuse_same_files(images)
     _refuse_same_names(images)
     first = _with_files_beside(images[0], options.bval, options.bvec)
     every = [first, *map(_with_files_beside, images[1:])]
@@ -58,6 +62,7 @@ def series_together(options: argparse.Namespace, settings: Settings) -> list[Ser
     for name, why in OF_ONE.items():
         if len(series) > 1 and getattr(options, name) is not None:
             raise EddymotionError(why.format(len(series)))
+    _refuse_unreadable(series, found.b0s[""], settings)
     refuse_unmergeable(series, settings)
     if settings.separate_all_dwis:
         return list(series)
@@ -74,6 +79,25 @@ def _warn_of_unknown_encoding(runs: Sequence[SeriesFiles]) -> None:
         log.warning("%s: no sidecar with %s, so that the distortion between the images is not "
                     'corrected; write one beside each, such as {"%s": "j-", "TotalReadoutTime": '
                     "0.05}", ", ".join(unknown), key, key)  # fmt: skip
+
+
+def _refuse_unreadable(
+    series: Sequence[SeriesFiles], b0s: Sequence[SeriesFiles], settings: Settings
+) -> None:
+    """Raise if an image cannot be read, before the motion in those before it is estimated."""
+    for one in series:
+        refuse_unreadable(one.dwi, one.bval, one.bvec,
+                          b0_threshold=settings.b0_threshold, ignore=settings.ignore)  # fmt: skip
+    for one in b0s:
+        affine_of(one.dwi, read_header(one.dwi), settings.ignore)
+
+
+def _refuse_same_files(images: Sequence[Path]) -> None:
+    """Raise if an image is named twice, be it through a link."""
+    for first, second in itertools.combinations(images, 2):
+        if first.samefile(second):
+            names = str(first) if first == second else f"{first} and {second}"
+            raise EddymotionError(f"{names}: the same image twice; name each once")
 
 
 def _refuse_same_names(images: Sequence[Path]) -> None:

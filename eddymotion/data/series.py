@@ -288,11 +288,11 @@ def _acquisition(
     return given
 
 
-def refuse_other_dimensions(name: str, signal: np.ndarray) -> None:
+def refuse_other_dimensions(name: str, shape: tuple[int, ...]) -> None:
     """Raise if an image is no series."""
-    if signal.ndim != 4:
+    if len(shape) != 4:
         raise EddymotionError(
-            f"{name}: found an image of shape {signal.shape}, expected four dimensions "
+            f"{name}: found an image of shape {shape}, expected four dimensions "
             "(x, y, z, volumes); give the whole diffusion series"
         )
 
@@ -303,7 +303,7 @@ def _usable_signal(name: str, signal: np.ndarray, n_volumes: int) -> np.ndarray:
         raise EddymotionError(
             f"{name}: values of type {signal.dtype}, expected real numbers; give magnitudes"
         )
-    refuse_other_dimensions(name, signal)
+    refuse_other_dimensions(name, signal.shape)
     if signal.shape[3] != n_volumes:
         raise EddymotionError(
             f"{name}: {signal.shape[3]} volumes but {n_volumes} b-values; "
@@ -339,6 +339,11 @@ def _refuse_unpredictable(name: str, signal: np.ndarray, gradients: Gradients) -
             f"{name}: all voxels of volume {', '.join(map(str, empty))} (counted from 0) are "
             "zero; remove it from the image, the .bval and the .bvec"
         )
+    refuse_single(name, gradients)
+
+
+def refuse_single(name: str, gradients: Gradients) -> None:
+    """Raise if a single volume is diffusion-weighted, or none by the unit of the b-values."""
     if len(gradients.dwis) == 1 or (not len(gradients.dwis) and in_thousands(gradients.bvals)):
         raise EddymotionError(
             f"{name}: found {len(gradients.dwis)} diffusion-weighted volume(s) above "

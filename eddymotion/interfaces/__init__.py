@@ -19,6 +19,9 @@ BESIDE = frozenset({
 
 TABLES = ("bval", "bvec")
 
+NO_PARTICIPANT = "a node knows no participant"
+"""Why a node does not take a participant's T1w as output space."""
+
 
 def files_beside(given: Mapping[str, Any]) -> list[Path]:
     """Find tables and sidecars next to the images among the inputs of a step.

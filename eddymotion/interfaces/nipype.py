@@ -25,7 +25,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from eddymotion.interfaces import BESIDE, files_beside
+from eddymotion.interfaces import BESIDE, NO_PARTICIPANT, files_beside
+from eddymotion.pipeline.contradictions import refuse_t1w
 from eddymotion.pipeline.steps import REQUIRED, STEPS, Field, Step
 
 __all__ = list(STEPS)
@@ -36,6 +37,7 @@ class _File(File):
 
     def validate(self, objekt: Any, name: str, value: Any, return_pathlike: bool = False) -> Any:
         """Validate a value that is set."""
+        refuse_t1w({name: value}, NO_PARTICIPANT)
         path = super().validate(objekt, name, value, return_pathlike=True).absolute()
         return path if return_pathlike else str(path)
 
@@ -126,6 +128,8 @@ def _setting(field: Field) -> Any:
 
 def _trait(field: Field, *default: Any, **metadata: Any) -> Any:
     metadata = {"desc": field.help} | metadata
+    if field.words:
+        return traits.Either(traits.Enum(field.words), _TRAITS[field.kind](), **metadata)
     if field.kind in _TRAITS:
         return _TRAITS[field.kind](*default, **metadata)
     return traits.List(_TRAITS[typing.get_args(field.kind)[0]](), **metadata)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from pydra.utils.hash import hash_function
 from pydra.utils.typing import StateArray
 
 from eddymotion.errors import with_present_names
-from eddymotion.interfaces import BESIDE, files_beside
+from eddymotion.interfaces import BESIDE, NO_PARTICIPANT, files_beside
+from eddymotion.pipeline.contradictions import refuse_t1w
 from eddymotion.pipeline.settings import SETTINGS, settings_of
 from eddymotion.pipeline.steps import FORMER_NAMES, REQUIRED, STEPS, Field, Step
 
@@ -68,12 +70,21 @@ def inputs_of(fields: Iterable[Field], field: Any = python.arg) -> dict[str, Any
     found = {}
     for entry in fields:
         default = {} if entry.default is REQUIRED else {"default": entry.default}
-        found[entry.name] = field(type=_type_of(entry), help=entry.help, **default)
+        found[entry.name] = field(
+            type=_type_of(entry), help=entry.help, converter=partial(_checked, entry.name),
+            **default,
+        )  # fmt: skip
     for former, name in FORMER_NAMES.items():
         if name in found:
             kind = found[name].type | None
             found[former] = field(type=kind, help=f"former name of {name}", default=None)
     return found
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Refuse what would be taken for the name of a file; see the value itself otherwise."""
+    refuse_t1w({name: value}, NO_PARTICIPANT)
+    return value
 
 
 def outputs_of(fields: Iterable[Field], field: Any = python.out) -> dict[str, Any]:
@@ -83,6 +94,8 @@ def outputs_of(fields: Iterable[Field], field: Any = python.out) -> dict[str, An
 
 def _type_of(entry: Field) -> Any:
     kind = {Path: File, list[Path]: list[File]}.get(entry.kind, entry.kind)
+    if entry.words:
+        kind |= str
     return kind | None if entry.default is None else kind
 
 

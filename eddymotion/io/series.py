@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,12 +15,18 @@ from nibabel.affines import voxel_sizes
 
 from eddymotion.data.checks import refuse_wrong_tables
 from eddymotion.data.gradients import B0_THRESHOLD, Gradients, from_fsl
-from eddymotion.data.series import DWI, refuse_other_dimensions
+from eddymotion.data.series import DWI, refuse_other_dimensions, refuse_single
 from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.images.gaps import fill_gaps, fill_missing, spikes, zero_specks
 from eddymotion.images.grid import grid_distance, reoriented
 from eddymotion.images.masking import brain_mask
-from eddymotion.io.headers import refuse_other_formats, repetition_time_of
+from eddymotion.io.headers import (
+    affine_of,
+    read_header,
+    refuse_other_formats,
+    repetition_time_of,
+    shape_of,
+)
 from eddymotion.io.images import read_image
 from eddymotion.io.sidecars import acquisition_of, metadata_beside
 from eddymotion.io.tables import _table_beside, read_gradient_table
@@ -85,20 +92,9 @@ def load(  # type: ignore[misc]  # options by name
             )
         return [load(one, b0_threshold=b0_threshold, ignore=ignore) for one in path]
     path = _image_path(path)
-    bval = Path(bval) if bval else _table_beside(path, "bval")
-    bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
-    bvals, bvecs = read_gradient_table(bval, bvec)
+    tables = _Tables.of(path, bval, bvec)
     signal, affine, header = read_image(path, ignore, keep_integers=True)
-    refuse_other_dimensions(str(path), signal)
-    if signal.shape[3] != len(bvals):
-        raise EddymotionError(
-            f"{bval}: found {len(bvals)} b-values for the {signal.shape[3]} volumes of "
-            f"{path.name}; give the table that belongs to it"
-        )
-    try:
-        gradients = Gradients(bvals, from_fsl(bvecs, affine), b0_threshold)
-    except EddymotionError as error:
-        raise EddymotionError(f"{bval}, {bvec.name}: {error}") from error
+    gradients = tables.gradients_of(path, signal.shape, affine, b0_threshold)
     finite = _fill_missing(path, signal)
     finite &= ~_fill_spikes(path, signal)
     brain = _brain(mask, signal, gradients, affine, path.name)
@@ -108,8 +104,66 @@ def load(  # type: ignore[misc]  # options by name
         gradients, metadata, signal.shape[:3], affine, repetition_time_of(header), path.name
     )
     dwi = DWI(signal, affine, acquisition, brain & known, path)
-    refuse_wrong_tables(dwi, np.linalg.norm(bvecs, axis=1), ignore)
+    refuse_wrong_tables(dwi, np.linalg.norm(tables.bvecs, axis=1), ignore)
     return dwi
+
+
+def refuse_unreadable(
+    path: Path,
+    bval: Path | None = None,
+    bvec: Path | None = None,
+    *,
+    b0_threshold: float = B0_THRESHOLD,
+    ignore: Sequence[str] = (),
+) -> None:
+    """Raise if header and tables of a series show that :func:`load` would refuse it.
+
+    That takes no time: where several series are corrected, all are looked at before the first.
+    """
+    path = _image_path(path)
+    tables, header = _Tables.of(path, bval, bvec), read_header(path)
+    affine = affine_of(path, header, ignore)
+    refuse_single(str(path), tables.gradients_of(path, shape_of(header), affine, b0_threshold))
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The gradient tables of a series, as they were read.
+
+    Parameters
+    ----------
+    bval, bvec : Path
+    bvals : (N,) array
+    bvecs : (N, 3) array
+        Along the image axes, of any length.
+    """
+
+    bval: Path
+    bvec: Path
+    bvals: np.ndarray
+    bvecs: np.ndarray
+
+    @classmethod
+    def of(cls, image: Path, bval: str | Path | None, bvec: str | Path | None) -> _Tables:
+        """Read those that are given, or those beside the image."""
+        bval = Path(bval) if bval else _table_beside(image, "bval")
+        bvec = Path(bvec) if bvec else _table_beside(image, "bvec")
+        return cls(bval, bvec, *read_gradient_table(bval, bvec))
+
+    def gradients_of(
+        self, image: Path, shape: tuple[int, ...], affine: np.ndarray, b0_threshold: float
+    ) -> Gradients:
+        """Return the gradients of the volumes of an image, if the tables fit it."""
+        refuse_other_dimensions(str(image), shape)
+        if shape[3] != len(self.bvals):
+            raise EddymotionError(
+                f"{self.bval}: found {len(self.bvals)} b-values for the {shape[3]} volumes of "
+                f"{image.name}; give the table that belongs to it"
+            )
+        try:
+            return Gradients(self.bvals, from_fsl(self.bvecs, affine), b0_threshold)
+        except EddymotionError as error:
+            raise EddymotionError(f"{self.bval}, {self.bvec.name}: {error}") from error
 
 
 def _image_path(path: Any) -> Path:

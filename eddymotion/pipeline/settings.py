@@ -399,16 +399,27 @@ WORDS = {
 }
 """Setting → words that it takes instead of a value of that type."""
 
+OF_PARTICIPANTS = ("T1w",)
+"""Words that mean something only where the participant is known."""
+
 
 def settings_of(given: Mapping[str, Any]) -> Settings:
     """Collect the settings among the inputs of a node; the rest is left alone, as is what is None.
 
     ``mask_file`` and ``n_threads`` become those of the settings.
     """
-    values: dict[str, Any] = {}
-    for name, about in SETTINGS.items():
-        value = given.get(about.node_input or name)
-        if value is not None:
-            is_list = KINDS[name] == list[str]
-            values[name] = tuple(value) if is_list else KINDS[name](value)
-    return Settings(**values)
+    values = {name: given.get(about.node_input or name) for name, about in SETTINGS.items()}
+    return Settings(**{name: _of_kind(name, v) for name, v in values.items() if v is not None})
+
+
+def _of_kind(name: str, value: Any) -> Any:
+    """Convert the value of a setting to its type, unless it is a word."""
+    if value in WORDS[name]:
+        return value
+    if KINDS[name] == list[str]:
+        return tuple(value)
+    try:
+        return KINDS[name](value)
+    except ValueError as error:
+        expected = " or ".join((f"a {KINDS[name].__name__}", *WORDS[name]))
+        raise EddymotionError(f"{name} {shown(value)} given, expected {expected}") from error

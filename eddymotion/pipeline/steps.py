@@ -45,10 +45,12 @@ from eddymotion.pipeline.settings import (
     KINDS,
     MERGING,
     MOTION,
+    OF_PARTICIPANTS,
     PREDICTING,
     READING,
     REGISTERING,
     SETTINGS,
+    WORDS,
     Setting,
     Settings,
     kind_of,
@@ -179,12 +181,15 @@ class Field:
     help : str
     default
         Of an input; None where it need not be given.
+    words : tuple of str
+        What it takes instead of a value of that type.
     """
 
     name: str
     kind: Any
     help: str
     default: Any = REQUIRED
+    words: tuple[str, ...] = ()
 
     def converted(self, value: Any) -> Any:
         """Convert a value from a workflow engine; None means that it was not given."""
@@ -353,7 +358,13 @@ def setting_fields(names: Iterable[str]) -> tuple[Field, ...]:
     """Describe settings as inputs."""
     defaults = {name: getattr(Settings, name) for name in names}
     return tuple(
-        Field(name, KINDS[name], explained(SETTINGS[name]), list(v) if isinstance(v, tuple) else v)
+        Field(
+            name,
+            KINDS[name],
+            explained(SETTINGS[name]),
+            list(v) if isinstance(v, tuple) else v,
+            tuple(word for word in WORDS[name] if word not in OF_PARTICIPANTS),
+        )
         for name, v in defaults.items()
     )
 

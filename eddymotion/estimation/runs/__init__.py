@@ -121,6 +121,12 @@ def join_runs(
     ]
     placed = _placed(runs, images, readouts, field, seeks_field, compute)
     corrected, mean, mask, similarity = _shown_together(runs, images, placed)
+    if placed.field is not None and not measured and not similarity[1] > similarity[0]:
+        log.warning("the b=0 images of these runs correlate by r = %.2f with the off-resonance "
+                    "field found from them, and by %.2f without: it is not used; do they show "
+                    "the same head?", *reversed(similarity))  # fmt: skip
+        placed = PlacedRuns.registered(placed.start)
+        corrected, mean, mask, similarity = _shown_together(runs, images, placed)
     brain, found = Brain(mask, runs[0].image.affine), placed.field
     errors = _pose_errors(corrected, brain, runs[0].center, compute)
     if found is not None and not measured:
@@ -160,6 +166,11 @@ class PlacedRuns:
     field: OffResonance | None = None
     brightness: np.ndarray | float = 1.0
 
+    @classmethod
+    def registered(cls, start: np.ndarray, field: OffResonance | None = None) -> PlacedRuns:
+        """Leave runs where registration has put them, with a field that was not found with it."""
+        return cls(start, start, np.zeros((len(start), 6)), field)
+
 
 def _placed(
     runs: Sequence[RunImage],
@@ -194,7 +205,7 @@ def _placed(
         return PlacedRuns(start, poses, left_open, field, brightness)
     if seeks_field or field is not None:
         warn_of_unknown(runs, readouts, measured=field is not None)
-    return PlacedRuns(start, start, np.zeros((len(runs), 6)), field)
+    return PlacedRuns.registered(start, field)
 
 
 def _shown_together(

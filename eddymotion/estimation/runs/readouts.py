@@ -41,11 +41,12 @@ def readouts_of(runs: Sequence[RunImage], *, measured: bool = False) -> list[Rea
     """
     times = [run.readout_time for run in runs]
     if without_times(runs) and not measured:
-        log.warning(
-            "TotalReadoutTime is in no sidecar of these runs: %g s is assumed for all, so that "
-            "the off-resonance field in Hz is correct up to a factor, and the correction is exact "
-            "if their times are equal; add it to the sidecars", NOMINAL_READOUT_S
-        )  # fmt: skip
+        if _are_opposed(runs):
+            log.warning(
+                "TotalReadoutTime is in no sidecar of these runs: %g s is assumed for all, so "
+                "that the off-resonance field in Hz is correct up to a factor, and the correction "
+                "is exact if their times are equal; add it to the sidecars", NOMINAL_READOUT_S
+            )  # fmt: skip
         times = [NOMINAL_READOUT_S] * len(runs)
     return [
         None
@@ -53,6 +54,11 @@ def readouts_of(runs: Sequence[RunImage], *, measured: bool = False) -> list[Rea
         else Readout(run.encoding, time * run.voxel_mm)
         for run, time in zip(runs, times, strict=True)
     ]
+
+
+def _are_opposed(runs: Sequence[RunImage]) -> bool:
+    """Whether runs are distorted differently, as far as their phase encodings are known."""
+    return differ([Readout(r.encoding, r.voxel_mm) for r in runs if r.encoding is not None])
 
 
 def tell_field(runs: Sequence[RunImage]) -> bool:
@@ -83,14 +89,14 @@ def warn_of_unknown(
 ) -> None:
     """Warn of runs that cannot be corrected for the field, since their readout is unknown."""
     unknown = [n for n, readout in enumerate(readouts, start=1) if readout is None]
-    opposed = differ([Readout(r.encoding, r.voxel_mm) for r in runs if r.encoding is not None])
+    opposed = _are_opposed(runs)
     if opposed and not unknown and not measured:
         log.warning("runs of different phase encodings have no contrast in common, b=0 or not: "
                     "the off-resonance field is not estimated")  # fmt: skip
     if not unknown or len(unknown) == len(runs) or not (measured or opposed):
         return
     log.warning(
-        "run %s of %d in the order of their names: PhaseEncodingDirection or TotalReadoutTime is "
+        "run %s of %d: PhaseEncodingDirection or TotalReadoutTime is "
         "not in its sidecar, so that %s; add them",
         ", ".join(map(str, unknown)), len(runs),
         "it is not corrected for the off-resonance field" if measured
