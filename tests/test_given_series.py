@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,23 @@ def test_a_b0_of_the_other_polarity_gives_a_field(series, image_of_b0, tmp_path,
     assert (tmp_path / "dwi_desc-preproc_dwi.nii.gz").stat().st_mtime_ns == before
 
 
+def test_what_a_call_in_another_order_wrote_does_not_stay(series, image_of_b0, tmp_path):
+    def written(*images, options=("--distortion-group-merge", "concat")):
+        assert correct.main([*map(str, images), "-o", str(tmp_path), *ONCE, *options]) == 0
+        found = (tmp_path.glob(pattern) for pattern in ("*.html", "*merged*", "fmap/*"))
+        return {path.name.split("_")[0].removesuffix(".html") for path in chain(*found)}
+
+    (tmp_path / "in").mkdir()
+    other = tmp_path / "in" / "other_dwi.nii.gz"
+    for ending in (".nii.gz", ".bval", ".bvec"):
+        shutil.copy(series.with_name(f"dwi{ending}"), tmp_path / "in" / f"other_dwi{ending}")
+    shutil.copy(image_of_b0.with_name("b0_PA.json"), tmp_path / "in" / "other_dwi.json")
+    assert written(series, other) == {"dwi"}
+    assert written(other, series) == {"other"}
+    written(other, options=())
+    assert not [*tmp_path.glob("fmap/*")]
+
+
 def write_unreadable(series):
     """Write images whose tables do not fit them, or have too little: short, other, single."""
     bvals, bvecs = (np.loadtxt(series.with_name(f"dwi.{table}")) for table in ("bval", "bvec"))
@@ -68,6 +86,7 @@ def write_unreadable(series):
         ("a.nii.gz x/a.nii.gz", "", "would have the same names"),
         ("a.nii.gz none.nii.gz", "", "none.nii.gz"),
         ("a.nii.gz b.nii.gz", "--mask mask.nii.gz", "--mask: one mask given for 2 series"),
+        ("a.nii.gz b.nii.gz", "--pe-axis j", "whose sidecars say j and j-; leave it out"),
         ("a.nii.gz b.nii.gz", "--bval a.bval", "--bval: one table given for 2 series"),
         ("a.nii.gz untold.nii.gz", "", "untold.nii.gz: neither b-values nor b-vectors; add"),
         ("a.nii.gz", "--degibbs b.nii.gz", "b.nii.gz: name all images one after the other"),
@@ -90,6 +109,8 @@ def test_what_cannot_go_together_is_refused(
     for name in ("a", "b", "x/a"):
         for ending in (".nii.gz", ".bval", ".bvec"):
             shutil.copy(series.with_name(f"dwi{ending}"), f"{name}{ending}")
+    for name, direction in (("a", "j-"), ("b", "j")):
+        Path(f"{name}.json").write_text(json.dumps({"PhaseEncodingDirection": direction}))
     shutil.copy(series, "untold.nii.gz")
     Path("link.nii.gz").symlink_to("a.nii.gz")
     Path("noimage.nii.gz").write_text("no image")

@@ -26,6 +26,7 @@ from eddymotion.io.headers import read_header, shape_of
 from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import FIELDS, SeriesFiles, read_sidecar
 from eddymotion.io.tables import read_numbers
+from eddymotion.io.writing import read_json
 from eddymotion.wording import listed
 
 log = logging.getLogger(__name__)
@@ -129,9 +130,15 @@ def _tree_of(
     return tree or read_tree(bids_dir, wanted), set(wanted)
 
 
-def warn_of_missing_description(bids_dir: Path) -> None:
-    """Warn about a dataset without a description, once where its series are corrected."""
-    if not (bids_dir / "dataset_description.json").exists():
+def warn_of_description(bids_dir: Path) -> None:
+    """Warn of a dataset without description, or of derivatives: once where it is corrected."""
+    description = bids_dir / "dataset_description.json"
+    if read_json(description).get("DatasetType") == "derivative":
+        log.warning(
+            "%s: DatasetType is derivative, expected raw: give the series as acquired, since "
+            "motion is lost where volumes were resampled or denoised before", description
+        )  # fmt: skip
+    if not description.exists():
         log.warning(
             "%s: no dataset_description.json, which every BIDS dataset has; it is read "
             'anyway: add one, such as {"Name": "…", "BIDSVersion": "1.10.0"}', bids_dir

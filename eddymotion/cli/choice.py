@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from eddymotion.cli.console import refuse_output_in_input
 from eddymotion.errors import EddymotionError
+from eddymotion.io.sidecars import SeriesFiles, usable
 
 if TYPE_CHECKING:
     from eddymotion.bids.series import Sorted
@@ -43,6 +45,17 @@ def sorted_series(options: argparse.Namespace) -> Sorted:
     return with_anatomy(sorted_out, AnatomyFinder.of(options.bids_dir, derivatives, filter_file))
 
 
+def refuse_one_axis(runs: Sequence[SeriesFiles], axis: str | None) -> None:
+    """Raise if one phase encoding is given for runs whose sidecars say different ones."""
+    key = "PhaseEncodingDirection"
+    said = {usable(run.metadata or {}, key).get(key) for run in runs if not run.is_b0} - {None}
+    if axis is not None and len(said) > 1:
+        raise EddymotionError(
+            f"--pe-axis {axis}: given for runs of one session whose sidecars say "
+            f"{' and '.join(sorted(said))}; leave it out, or give --separate-all-dwis"
+        )
+
+
 def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
     """Raise if a file that belongs to one head at one place is given for several."""
     choose = "with --participant-label, --session-id or --bids-filter-file"
@@ -50,6 +63,9 @@ def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
         raise EddymotionError(
             f"--brain-mask: one mask given for {found.n_series} series; select one series {choose}"
         )
+    for series in () if options.separate_all_dwis else found.series.values():
+        for one in series:
+            refuse_one_axis(one.runs, options.pe_axis)
     if options.fieldmap is None:
         return
     paths = [series.dwi for series in chain.from_iterable(found.series.values())]

@@ -169,6 +169,8 @@ def _tell_outputs(folder: Path, given: Sequence[SeriesFiles], every: Sequence[Ou
     who = session.who if len(every) > 1 else every[0].src
     report = folder / f"{who}.html"
     unreadable = write_participant_page(report, who, every)
+    for earlier in {folder / f"{outputs.src}.html" for outputs in every} - {report}:
+        earlier.unlink(missing_ok=True)  # of an earlier call that named it first
     for outputs in every:
         log.info("corrected series: %s", outputs["dwi"], extra=RESULT)
         if outputs.src not in unreadable:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eddymotion.bids.series import Sorted, flattened
 from eddymotion.bids.sessions import with_polarity
+from eddymotion.cli.choice import refuse_one_axis
 from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError
 from eddymotion.io.headers import affine_of, read_header
@@ -66,6 +67,7 @@ def series_together(options: argparse.Namespace, settings: Settings) -> list[Ser
     refuse_unmergeable(series, settings)
     if settings.separate_all_dwis:
         return list(series)
+    refuse_one_axis(series, settings.pe_axis)
     runs = tuple(with_polarity([*series, *found.b0s[""]]))
     _warn_of_unknown_encoding(runs)
     return [replace(run, runs=runs) for run in runs if not run.is_b0]

@@ -221,7 +221,7 @@ def demonstrate(options: argparse.Namespace) -> int:
 
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
-    from eddymotion.bids.series import warn_of_missing_description
+    from eddymotion.bids.series import warn_of_description
     from eddymotion.cli.board import Watch
     from eddymotion.cli.choice import refuse_shared_files, sorted_series
     from eddymotion.derivatives.dataset import refuse_foreign_dataset
@@ -238,7 +238,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
     run_options = run_from(options, output_dir)
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)
-        warn_of_missing_description(bids_dir)
+        warn_of_description(bids_dir)
     refuse_shared_files(options, found)
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, list(found.series)) as locks:

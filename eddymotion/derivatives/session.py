@@ -78,6 +78,11 @@ class SessionOutputs:
         for ending in MERGED:
             self.merged(ending).unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Remove what an earlier run has written under this name: its runs are now another's."""
+        self.remove_merged()
+        self.field.remove()
+
 
 def remove_elsewhere(outputs: Outputs) -> None:
     """Remove outputs of an earlier run of the same series in another space.

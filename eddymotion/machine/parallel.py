@@ -125,7 +125,8 @@ def import_beside(*names: str, then: Callable[[], object] | None = None) -> None
     """Import modules in a thread, so that they are loaded by the time they are needed.
 
     No modules of the package itself, and none by `then`, which the thread calls afterwards: if two
-    threads import modules that depend on each other, they see half-initialised ones.
+    threads import modules that depend on each other, they see half-initialised ones. For the same
+    reason a module is named as far as the work reaches for it: ``scipy.spatial``, not its parts.
     """
 
     def import_all() -> None:

@@ -53,8 +53,11 @@ def correct_session(
         )
         if len(runs) > 1:
             watcher.write(outcome="")
+    sessions = [SessionOutputs.of(outputs) for _, outputs in runs]
+    for other in set(sessions) - {sessions[0]}:
+        other.remove()
     if settings.distortion_group_merge == "none":
-        SessionOutputs.of(runs[0][1]).remove_merged()
+        sessions[0].remove_merged()
     else:
         merge_runs(runs, settings)
     remove_kept([series for series, _ in together], work_dir)

@@ -68,7 +68,7 @@ class Stages:
 
 def get_ready_to_estimate() -> None:
     """Import the modules of the estimation while the series is read and its mask computed."""
-    import_beside("scipy.ndimage", "scipy.linalg", "scipy.spatial.transform", then=get_ready)
+    import_beside("scipy.ndimage", "scipy.linalg", "scipy.spatial", then=get_ready)
 
 
 def get_ready_to_write() -> None:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call with the wrong folder, or words in an order that fails, is told what to write instead."""
 
+import json
+
 import pytest
 
-from eddymotion.bids.series import find_series, warn_of_missing_description
+from eddymotion.bids.series import find_series, warn_of_description
 from eddymotion.cli import participant
 from eddymotion.errors import EddymotionError
 
@@ -37,15 +39,24 @@ def test_dicom_files_are_to_be_converted(name, content, tmp_path):
 
 
 def test_a_dataset_without_description_is_read_and_reported(dataset, caplog):
-    warn_of_missing_description(dataset)
+    warn_of_description(dataset)
     assert not caplog.messages
     (dataset / "dataset_description.json").unlink()
     assert find_series(dataset)  # as reports and the group do: they have nothing to add
     assert not caplog.messages
-    warn_of_missing_description(dataset)
+    warn_of_description(dataset)
     (message,) = caplog.messages
     assert "no dataset_description.json" in message
     assert '"BIDSVersion"' in message
+
+
+def test_derivatives_in_place_of_a_raw_dataset_are_warned_of(dataset, caplog):
+    description = dataset / "dataset_description.json"
+    content = json.loads(description.read_text()) | {"DatasetType": "derivative"}
+    description.write_text(json.dumps(content))
+    warn_of_description(dataset)
+    (message,) = caplog.messages
+    assert "DatasetType is derivative, expected raw" in message
 
 
 @pytest.mark.parametrize(

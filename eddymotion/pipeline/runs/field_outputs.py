@@ -24,13 +24,10 @@ def write_session_field(
         Whether to write the field as FSL's topup does, too.
     """
     joined, session = run.joined, SessionOutputs.of(outputs)
-    if apart:
+    if apart or joined is None or (run.number == 0 and joined.field is None):
         session.field.remove()
-    elif joined is not None and run.number == 0:
-        if joined.field is None:
-            session.field.remove()
-        else:
-            write_field(session, joined, run.names, fsl=fsl)
+    elif run.number == 0:
+        write_field(session, joined, run.names, fsl=fsl)
 
 
 def draw_session_field(run: SessionRun, outputs: Outputs) -> None:
