@@ -48,7 +48,8 @@ def sorted_series(options: argparse.Namespace) -> Sorted:
 def refuse_one_axis(runs: Sequence[SeriesFiles], axis: str | None) -> None:
     """Raise if one phase encoding is given for runs whose sidecars say different ones."""
     key = "PhaseEncodingDirection"
-    said = {usable(run.metadata or {}, key).get(key) for run in runs if not run.is_b0} - {None}
+    sidecars = [run.metadata or {} for run in runs if not run.is_b0]
+    said = {direction for fields in sidecars for direction in usable(fields, key).values()}
     if axis is not None and len(said) > 1:
         raise EddymotionError(
             f"--pe-axis {axis}: given for runs of one session whose sidecars say "
@@ -63,9 +64,8 @@ def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
         raise EddymotionError(
             f"--brain-mask: one mask given for {found.n_series} series; select one series {choose}"
         )
-    for series in () if options.separate_all_dwis else found.series.values():
-        for one in series:
-            refuse_one_axis(one.runs, options.pe_axis)
+    for series in chain.from_iterable(found.series.values()):
+        refuse_one_axis(series.runs, options.pe_axis)
     if options.fieldmap is None:
         return
     paths = [series.dwi for series in chain.from_iterable(found.series.values())]
