@@ -44,6 +44,8 @@ def test_a_b0_of_the_other_polarity_gives_a_field(series, image_of_b0, tmp_path,
     before = (tmp_path / "dwi_desc-preproc_dwi.nii.gz").stat().st_mtime_ns
     assert correct.main(call) == 0
     assert (tmp_path / "dwi_desc-preproc_dwi.nii.gz").stat().st_mtime_ns == before
+    assert correct.main([*call, "--separate-all-dwis"]) == 0  # as warnings of runs advise
+    assert not [*tmp_path.glob("fmap/*")]
 
 
 def test_what_a_call_in_another_order_wrote_does_not_stay(series, image_of_b0, tmp_path):

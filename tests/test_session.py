@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,10 +12,11 @@ from nibabel.affines import apply_affine
 from runs import QUICK
 
 from eddymotion.bids.series import Sorted, find_series
-from eddymotion.bids.sessions import with_runs
+from eddymotion.bids.sessions import with_polarity, with_runs
 from eddymotion.cli import participant
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.io.itk import read_itk
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.simulation import acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
@@ -262,3 +264,19 @@ def test_names_tell_the_polarity_where_sidecars_name_the_axis(tmp_path, caplog):
     found = [runs_of(tmp_path, f"sub-01_dir-{label}")[1] for label in ("AP", "PA")]
     assert [one.metadata["PhaseEncodingDirection"] for one in found] == ["j-", "j"]
     assert "polarity is taken from the names" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("dwi_AP", "b0_PA"), ["j-", "j"]),
+        (("pa", "ap"), ["j", "j-"]),
+        (("acq-PA_dir-AP_dwi", "acq-AP_dir-PA_dwi"), ["j-", "j"]),
+        (("map_dwi", "spa_dwi"), [None, None]),
+    ],
+)
+def test_names_outside_a_dataset_tell_the_polarity_too(names, told):
+    runs = [SeriesFiles(Path(f"{name}.nii.gz"), metadata={"PhaseEncodingAxis": "j"})
+            for name in names]  # fmt: skip
+    found = with_polarity(runs)
+    assert [run.metadata.get("PhaseEncodingDirection") for run in found] == told

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 POLARITIES = {("AP", "LR", "SI", "HF"): "-", ("PA", "RL", "IS", "FH"): ""}
 """What names say of the polarity along an axis of an image."""
+
+AS_A_WORD = re.compile(rf"(?:^|[_-])({'|'.join(chain(*POLARITIES))})(?=[_-]|$)", re.IGNORECASE)
+"""A polarity in a name that has no entity for it, such as ``dwi_AP``."""
 
 MAPS = ("phasediff",), ("phase1", "phase2"), ("fieldmap",)
 """Images that make up a measured map, the best first."""
@@ -154,8 +158,8 @@ def with_polarity(runs: Sequence[SeriesFiles]) -> list[SeriesFiles]:
 
 
 def _polarity_by_name(run: SeriesFiles) -> str | None:
-    axis = (run.metadata or {}).get("PhaseEncodingAxis")
-    found = re.search(r"_dir-([A-Za-z]+)", run.dwi.name)
+    axis, name = (run.metadata or {}).get("PhaseEncodingAxis"), image_stem(run.dwi)
+    found = re.search(r"_dir-([A-Za-z]+)", name) or AS_A_WORD.search(name)
     if axis not in ("i", "j", "k") or found is None:
         return None
     label = found.group(1).upper()

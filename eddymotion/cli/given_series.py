@@ -59,7 +59,7 @@ def series_together(options: argparse.Namespace, settings: Settings) -> list[Ser
             "fslmerge -t)"
         )
     if len(series) == 1:
-        refuse_joining_one(settings.given)
+        refuse_joining_one(settings.given, has_b0s=True)
     for name, why in OF_ONE.items():
         if len(series) > 1 and getattr(options, name) is not None:
             raise EddymotionError(why.format(len(series)))

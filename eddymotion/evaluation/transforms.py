@@ -218,8 +218,8 @@ def read_transforms(path: str | Path) -> np.ndarray:
         raise EddymotionError(absence(path))
     if path.name.lower().endswith((".nii", ".nii.gz", ".h5")):
         raise EddymotionError(
-            f"{path}: looks like a warp or a composite transform, which cannot be read yet; give "
-            "an affine or rigid transform as ITK text or X5"
+            f"{path}: an image, a warp or a composite transform, expected linear transforms; give "
+            "them as ITK text or X5, such as …_xfm.txt"
         )
     if path.suffix.lower() == ".x5":
         return _usable(path, _read_x5(path))

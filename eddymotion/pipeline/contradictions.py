@@ -94,10 +94,10 @@ def refuse_beyond_loop(given: Mapping[str, Any], asks_for_loop: str) -> None:
         raise EddymotionError(NO_FIELDS.format(f"the leave-one-out loop ({asks_for_loop})"))
 
 
-def refuse_joining_one(given: Mapping[str, Any]) -> None:
-    """Refuse to join a single series with others, or to keep it apart from them."""
+def refuse_joining_one(given: Mapping[str, Any], *, has_b0s: bool = False) -> None:
+    """Refuse to join a single series with others, or to keep it apart where there is none."""
     for name in ("separate_all_dwis", "distortion_group_merge"):
-        if name in given:
+        if name in given and not (name == "separate_all_dwis" and has_b0s):
             raise EddymotionError(
                 f"{option_of(name)}: a single series has no other runs; name those after it, or "
                 "leave the option out"
