@@ -11,7 +11,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
-from eddymotion.derivatives.session import SessionOutputs, averaged, concatenated
+from eddymotion.derivatives.session import SessionOutputs
 from eddymotion.estimation.off_resonance.measured import MapAgreement
 from eddymotion.estimation.runs import join_runs
 from eddymotion.estimation.runs.joined import JoinedRuns
@@ -33,6 +33,7 @@ from eddymotion.pipeline.runs.b0s import load_b0s
 from eddymotion.pipeline.runs.cache import digest_of, keep, recalled
 from eddymotion.pipeline.runs.joining import _given_field, joined_of
 from eddymotion.pipeline.runs.merging import write_as_one
+from eddymotion.pipeline.runs.one_series import averaged, concatenated
 from eddymotion.pipeline.settings import Settings
 from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
 from eddymotion.simulation.synthetic import SyntheticHead

@@ -12,7 +12,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,12 @@ from eddymotion.wording import PE_AXES
 
 log = logging.getLogger(__name__)
 
-POLARITIES = {("AP", "LR", "SI", "HF"): "-", ("PA", "RL", "IS", "FH"): ""}
-"""What names say of the polarity along an axis of an image."""
+POLARITIES = dict.fromkeys(("AP", "LR", "SI", "HF"), "-") | dict.fromkeys(
+    ("PA", "RL", "IS", "FH"), ""
+)
+"""What names say → the sign along an axis of an image."""
 
-AS_A_WORD = re.compile(rf"(?:^|[_-])({'|'.join(chain(*POLARITIES))})(?=[_-]|$)", re.IGNORECASE)
+AS_A_WORD = re.compile(rf"(?:^|[_-])({'|'.join(POLARITIES)})(?=[_-]|$)", re.IGNORECASE)
 """A polarity in a name that has no entity for it, such as ``dwi_AP``."""
 
 MAPS = ("phasediff",), ("phase1", "phase2"), ("fieldmap",)
@@ -162,8 +163,8 @@ def _polarity_by_name(run: SeriesFiles) -> str | None:
     found = re.search(r"_dir-([A-Za-z]+)", name) or AS_A_WORD.search(name)
     if axis not in ("i", "j", "k") or found is None:
         return None
-    label = found.group(1).upper()
-    return next((axis + sign for names, sign in POLARITIES.items() if label in names), None)
+    sign = POLARITIES.get(found.group(1).upper())
+    return None if sign is None else f"{axis}{sign}"
 
 
 def with_epi(runs: Sequence[SeriesFiles], maps: Sequence[FieldMap]) -> list[SeriesFiles]:

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,25 +102,17 @@ def initial_transform(
     score = _Score.of(fixed, moving, here.mask, moving_mask, seed, LOOK)
     if method == "axes":
         return max((_about(turn, here, there) for turn in turns), key=score)
-    spread = (
-        scipy.spatial.transform.Rotation.identity().as_matrix()[None],
-        turns,
-        even_rotations(N_TURNS),
-    )
-    starts = [np.eye(4), *(_about(turn, here, there) for turn in np.concatenate(spread))]
-    first = apart(sorted(starts, key=score, reverse=True), APART)[:N_REFINED]
-    engine = GaussNewton(levels=REFINING, symmetric=False)
-    found = [np.eye(4)]
-    for start in [*first, starts[1]]:
-        try:
-            found.append(
-                engine.register(
-                    fixed, moving, metric="nmi", fixed_mask=here.mask,
-                    moving_mask=moving_mask, init=start, seed=seed,
-                ).matrix
+    by_mass, *turned = (_about(turn, here, there)
+                        for turn in (np.eye(3), *turns, *even_rotations(N_TURNS)))  # fmt: skip
+    promising = sorted((np.eye(4), by_mass, *turned), key=score, reverse=True)
+    engine, found = GaussNewton(levels=REFINING, symmetric=False), [np.eye(4)]
+    for start in (*apart(promising, APART)[:N_REFINED], by_mass):
+        with suppress(EddymotionError):  # this start has nothing in common
+            refined = engine.register(
+                fixed, moving, metric="nmi", fixed_mask=here.mask,
+                moving_mask=moving_mask, init=start, seed=seed,
             )  # fmt: skip
-        except EddymotionError:  # this start has nothing in common
-            continue
+            found.append(refined.matrix)
     return max(found, key=_Score.of(fixed, moving, here.mask, moving_mask, seed, CLOSE_LOOK))
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from eddymotion.derivatives.session import refuse_other_grids
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
 from eddymotion.images.grid import Grid
 from eddymotion.io.sidecars import SeriesFiles
+from eddymotion.pipeline.runs.one_series import refuse_other_grids
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.target import grid_of
 

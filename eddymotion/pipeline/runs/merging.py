@@ -12,7 +12,7 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
-from eddymotion.derivatives.session import SessionOutputs, averaged, concatenated, write_merged
+from eddymotion.derivatives.session import SessionOutputs, write_merged
 from eddymotion.images.image import Image
 from eddymotion.io.images import read_image
 from eddymotion.io.itk import read_itk
@@ -21,6 +21,7 @@ from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.transforms import read_linear
 from eddymotion.io.writing import read_json
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
+from eddymotion.pipeline.runs.one_series import averaged, concatenated
 from eddymotion.pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
