@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import eddymotion as em
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import frames
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import _misfit, _within_determined, unite_frames
+from eddymotion.estimation.frames.course import Course, OffsetEstimate
 from eddymotion.estimation.frames.errors import (
     FAR_MM,
     Z_95,
@@ -20,6 +22,7 @@ from eddymotion.estimation.frames.errors import (
 from eddymotion.estimation.frames.offset import (
     JoinedFrame,
     _lowest_shell,
+    confirms,
     contradicting,
     find_offset,
 )
@@ -105,6 +108,36 @@ def test_time_is_contradicted_by_the_images_and_by_the_rest_of_the_course(
     )
     found = contradicting(course, None, by_time, by_images, both)
     assert " ".join(one.name for one in found) == expected
+
+
+@pytest.mark.parametrize(("ends_at", "expected"), [(0.0, False), (0.7, False), (0.8, True)])
+def test_mean_images_confirm_a_jump_where_they_end_near_the_offset_by_images(ends_at, expected):
+    """From the offset by time (0) towards that by images (1), 13° and some millimetres away."""
+    course = Course(*[np.zeros(1)] * 2, *[np.eye(4)[None]] * 2, np.array([9.0, -5.0, 20.0]))
+    twist = np.array([2.0, 1.0, -3.0, 0.1, 0.2, -0.05])
+    by_time, registered, by_images = (
+        exp_rigid(part * twist, course.center) for part in (0.0, ends_at, 1.0)
+    )
+    estimates = [OffsetEstimate(one, np.eye(6)) for one in (by_time, by_images)]
+    assert confirms(course, registered, *estimates) == expected
+
+
+@pytest.mark.parametrize("jumped_mm", [0.0, 8.0])
+def test_a_jump_at_the_only_change_of_contrast_is_known_as_well_as_images_show_it(jumped_mm):
+    """Time alone contradicts it: .14° off, 7.8° were told."""
+    scheme, head = shelled_scheme({1000.0: 9}, 1, seed=2), procedural_head(4.0)
+    twists = np.random.default_rng(2).normal(scale=0.05, size=(10, 6)) / [1, 1, 1, 50, 50, 50]
+    twists[1:] += np.array([-2.0, 1.0, 3.0, 0.08, -0.05, 0.1]) * jumped_mm / 8
+    true = Motion(exp_rigid(twists, np.zeros(3)))
+    dwi = acquire(head, scheme, true, Grid.covering(head, 4.0), snr=25.0, coil_bias=0.1, seed=2)
+    found = em.estimate_motion(dwi)
+    assert found.frame_doubt is None
+    wrong = log_rigid(np.linalg.inv(true.relative_to(0).matrices) @ found.matrices,
+                      dwi.brain_center)[1:] * [1, 1, 1, 50, 50, 50]  # fmt: skip
+    told = found.standard_errors[1:] * [1, 1, 1, 50, 50, 50]
+    assert np.abs(wrong).max() < 0.4
+    assert told.max() < 0.4
+    assert (np.abs(wrong) < 1.96 * told).mean() > 0.9
 
 
 def test_images_are_asked_for_the_shell_whose_contrast_is_nearest():

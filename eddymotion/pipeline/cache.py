@@ -18,6 +18,7 @@ import numpy as np
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.finished import damage, intact, is_damaged, read_sidecar, sha256
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.runs.changing_field import errors_within
 from eddymotion.estimation.runs.ties import FrameTie
 from eddymotion.io.images import image_stem
 from eddymotion.io.motion import read_written_motion, write_motion
@@ -147,12 +148,16 @@ def _alone(motion: Motion, sidecar: dict[str, Any]) -> Motion:
     if sidecar.get("RunTie"):
         motion = FrameTie.of(sidecar["RunTie"]).undone(motion)
     pose = np.array(sidecar["RunPose"], float)
-    of_pose = np.array(sidecar["RunPoseErrors"], float)
+    matrices = motion.matrices @ np.linalg.inv(pose)
+    spread = np.array(sidecar.get("RunFieldSpread", np.zeros(3)), float)
+    further = np.hypot(np.array(sidecar["RunPoseErrors"], float), errors_within(matrices, spread))
     errors = motion.standard_errors
     if errors is not None:
-        errors = np.sqrt(np.maximum(errors**2 - of_pose**2, 0.0))
-    alone = replace(motion, matrices=motion.matrices @ np.linalg.inv(pose), standard_errors=errors)
-    return alone.with_errors_of_slices(lambda e: np.sqrt(np.maximum(e**2 - of_pose**2, 0.0)))
+        errors = np.sqrt(np.maximum(errors**2 - further**2, 0.0))
+    alone = replace(motion, matrices=matrices, standard_errors=errors)
+    return alone.with_errors_of_slices(
+        lambda e: np.sqrt(np.maximum(e**2 - further[:, None] ** 2, 0.0))
+    )
 
 
 def _rigid_motion(xfm_file: Path, details_file: Path) -> Motion:

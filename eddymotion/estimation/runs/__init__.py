@@ -28,6 +28,7 @@ from eddymotion.estimation.off_resonance.images import (
     rigid_start,
 )
 from eddymotion.estimation.off_resonance.problem import LEVELS
+from eddymotion.estimation.runs.changing_field import CHANGE_A_RADIAN, errors_between
 from eddymotion.estimation.runs.joined import JoinedRuns
 from eddymotion.estimation.runs.readouts import (
     differ,
@@ -62,14 +63,6 @@ STILL_MM = 0.1
 LEAST_VOXELS = 0.015
 """Standard errors of poses that were found together with a field, at least: images of one grid
 agree best where their voxels coincide."""
-
-CHANGE_A_RADIAN = 9.0
-"""Standard deviation of the change of a field as the head is tilted against the main field, as a
-part of that of the field: .11 to .23 a degree in simulated heads."""
-
-OF_CHANGE = 0.4, 0.1, 0.2
-"""Errors of poses by a field that changes between two runs, as parts of this change in mm: along
-the phase encoding, across it, and of rotations at their radius."""
 
 WITH_FIELD = 2.5
 """Standard errors of poses that were found together with a field, over the scatter between halves
@@ -323,16 +316,15 @@ def _left_open(
     spread, error : float
         Standard deviation of the field, and error of its constant, Hz.
     """
-    errors, of_along, of_across, of_turns = np.zeros((len(runs), 6)), *OF_CHANGE
+    errors = np.zeros((len(runs), 6))
     tilts = [(run.b0_poses @ pose)[:, 2, :2] for run, pose in zip(runs, poses, strict=True)]
     for run in range(1, len(runs)):
         readout, against = images[run].readout, tilts[run][:, None] - tilts[0]
         tilt = np.sqrt((against**2).sum(axis=2).mean())
         change = CHANGE_A_RADIAN * tilt * spread * readout.mm_per_hertz
         constant = error * np.linalg.norm(readout.shift - images[0].readout.shift)
-        along = np.hypot(constant, of_along * change) * readout.direction
-        errors[run, :3] = np.hypot(along, of_across * change)
-        errors[run, 3:] = of_turns * change / ROTATION_RADIUS_MM
+        errors[run] = errors_between(change, readout.direction)
+        errors[run, :3] = np.hypot(errors[run, :3], constant * readout.direction)
     return errors
 
 

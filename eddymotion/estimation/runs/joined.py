@@ -11,6 +11,7 @@ import numpy as np
 import scipy
 
 from eddymotion.estimation.off_resonance.measured import MapAgreement
+from eddymotion.estimation.runs.changing_field import errors_within
 from eddymotion.estimation.runs.ties import FrameTie
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance, SeriesField
@@ -95,19 +96,32 @@ class JoinedRuns:
     def __len__(self) -> int:
         return len(self.poses)
 
+    def spread_mm(self, run: int) -> np.ndarray:
+        """Return the standard deviation of the displacement of a run by the field: mm, (3,).
+
+        In the brain, along its phase encoding; zero without a field, and of an unknown readout.
+        """
+        if self.hertz is None or not np.isfinite(self.shifts[run]).all():
+            return np.zeros(3)
+        return self.hertz[self.mask].std() * self.shifts[run]
+
     def motion(self, run: int, alone: Motion) -> Motion:
-        """Bring a motion that was found in a run's own frame into that of the first."""
+        """Bring a motion that was found in a run's own frame into that of the first.
+
+        The field changes with the head, which a run alone takes for motion.
+        """
         errors, distortion = alone.standard_errors, None
         if self.field is not None and np.isfinite(self.shifts[run]).all():
             shifts = np.tile(self.shifts[run], (len(alone), 1))
             distortion = SeriesField(self.field, shifts, self.modulated)
+        further = np.hypot(self.errors[run], errors_within(alone.matrices, self.spread_mm(run)))
         moved = replace(
             alone,
             matrices=alone.matrices @ self.poses[run],
-            standard_errors=None if errors is None else np.hypot(errors, self.errors[run]),
+            standard_errors=None if errors is None else np.hypot(errors, further),
             off_resonance=distortion,
         )
-        moved = moved.with_errors_of_slices(lambda errors: np.hypot(errors, self.errors[run]))
+        moved = moved.with_errors_of_slices(lambda errors: np.hypot(errors, further[:, None]))
         tie = self.ties[run] if self.ties else None
         return moved if tie is None else tie.applied(moved)
 

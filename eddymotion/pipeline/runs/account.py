@@ -107,11 +107,7 @@ def issues_of(run: SessionRun) -> list[DataIssue]:
 
 def _spread_mm(run: SessionRun) -> float:
     """Return the standard deviation of the displacement in the brain of this run, mm."""
-    joined = run.joined
-    if joined is None or joined.hertz is None or np.isnan(joined.shifts[run.number]).any():
-        return 0.0
-    spread = joined.hertz[joined.mask].std()
-    return float(spread * np.linalg.norm(joined.shifts[run.number]))
+    return 0.0 if run.joined is None else float(np.linalg.norm(run.joined.spread_mm(run.number)))
 
 
 def sidecar_of_run(run: SessionRun) -> dict[str, Any]:
@@ -124,6 +120,7 @@ def sidecar_of_run(run: SessionRun) -> dict[str, Any]:
         "Runs": list(run.names),
         "RunPose": run.joined.poses[run.number].tolist(),
         "RunPoseErrors": run.joined.errors[run.number].tolist(),
+        "RunFieldSpread": run.joined.spread_mm(run.number).tolist(),
         "RunTie": run.tie and run.tie.plain(),
         "MillimetresPerHertz": shift.tolist() if known else None,
         "OffResonanceCorrected": run.joined.field is not None and known,
