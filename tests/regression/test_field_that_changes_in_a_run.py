@@ -2,8 +2,8 @@
 """Volumes of a run moved by the change of a field had the errors of a field that stays.
 
 The field of a head changes as it is tilted against the main field. A run alone takes what is rigid
-of this for motion. In four simulated sessions whose fields displace by 2.7 to 4 mm, 58 to 83 % of
-the 95 % intervals of the first run held along the phase encoding.
+of this for motion. In three of four simulated sessions whose fields displace by 2.7 to 4 mm, 75 to
+83 % of the 95 % intervals of the first run held along the phase encoding.
 """
 
 import json
