@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import scipy
 
+from eddymotion.data.gradients import shell_gap
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.coupled import CoupledProblem, Evaluated
 from eddymotion.estimation.equations.normal_equations import DAMPING, GramMatrix, NormalEquations
@@ -42,6 +43,9 @@ the images of a part have on average. Parts that show little of the head follow 
 
 LEAST_SHOWN = 0.5
 """A slice lost signal if its normal matrix is smaller than this share of what is usual there."""
+
+ENOUGH_FOR_MODEL = 5
+"""The median over so many volumes of similar b-values tells what the model gets wrong in them."""
 
 SMALL_BYTES = 2**26
 """Halves of a brain are solved side by side while a copy of the normal matrix is smaller."""
@@ -288,9 +292,9 @@ class Solution:
         it elsewhere. A few slices that no pose explains have small weights where the model is
         certain, as for b=0 volumes; and slices that were acquired one after the other show a head
         that is bent, which is partly taken for one that is turned. Here all slices have the same
-        weight, and each part of the time has a pose of its own. Steps that most volumes of the
-        group have in common are attributed to the model and taken out. If the times of slices are
-        not known, each volume takes the order of
+        weight, and each part of the time has a pose of its own. Steps that most volumes of
+        similar b-values have in common are attributed to the model and taken out. If the times of
+        slices are not known, each volume takes the order of
         :func:`~eddymotion.data.acquisition.usual_orders` in which they take it farthest. NaN if
         too few points are left.
 
@@ -323,7 +327,10 @@ class Solution:
         periods = (order.periods(n_slices, PERIODS) for order in slicing.possible(n_slices))
         # some orders are others that end where they begin: they tell the same
         alike = sorted({min(tuple(one), tuple(one.max() - one)) for one in periods})
-        poses = [_poses_of_periods(steps, own, np.array(period), at_rest) for period in alike]
+        usual = _similar(self.problem.gradients.bvals)
+        if at_rest is not None:
+            usual = np.tile(np.arange(n) == at_rest, (n, 1))
+        poses = [_poses_of_periods(steps, own, np.array(period), usual) for period in alike]
         mean = np.stack([one.mean(axis=2) for one in poses])
         apart = np.stack([_scatter_of_mean(one) for one in poses])
         farthest = ((mean**2).sum(axis=2) + np.einsum("onkk->on", apart)).argmax(axis=0)
@@ -403,12 +410,25 @@ class Solution:
         return np.clip(np.rint(slices).astype(int), 0, n_slices - 1)
 
 
+def _similar(bvals: np.ndarray) -> np.ndarray:
+    """Volumes whose b-values are like those of each, or the most similar ones, (N, N) bool."""
+    apart = np.abs(bvals[:, None] - bvals)
+    enough = np.sort(apart, axis=1)[:, :ENOUGH_FOR_MODEL].max(axis=1)
+    return apart <= np.maximum(enough, shell_gap(bvals))[:, None]
+
+
+def _medians(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Median of values (N, …) over the volumes that are usual for each, (N, N) bool: (N, …)."""
+    kinds, kind = np.unique(usual, axis=0, return_inverse=True)
+    return np.stack([np.median(values[volumes], axis=0) for volumes in kinds])[kind]
+
+
 def _poses_of_periods(
-    steps: np.ndarray, own: np.ndarray, period: np.ndarray, at_rest: int | None = None
+    steps: np.ndarray, own: np.ndarray, period: np.ndarray, usual: np.ndarray
 ) -> np.ndarray:
     """Solve for a pose in each period of a volume, (N, k, B), tied to those before and after.
 
-    Slices that lost signal show nothing of where the head was: they take the steps of most
+    Slices that lost signal show nothing of where the head was: they take the steps of usual
     volumes, and periods without any others follow their neighbours.
 
     Parameters
@@ -419,14 +439,14 @@ def _poses_of_periods(
         Normal matrix of each slice with itself.
     period : (Z,) int array
         Of each slice.
-    at_rest : int, optional
-        The volume whose steps are those of the model; the median of all when not given.
+    usual : (N, N) bool array
+        Volumes whose median steps are those of the model for each volume.
     """
     member = (period[:, None] == np.unique(period)).astype(float)
     seen = np.einsum("nzkk->nz", own)
-    shown = seen >= LEAST_SHOWN * np.median(seen, axis=0)
-    parts = np.where(shown[:, None], steps, np.median(steps, axis=0)) @ member
-    parts -= np.median(parts, axis=0) if at_rest is None else parts[at_rest].copy()
+    shown = seen >= LEAST_SHOWN * _medians(seen, usual)
+    parts = np.where(shown[:, None], steps, _medians(steps, usual)) @ member
+    parts -= _medians(parts, usual)
     parts *= (shown @ member > 0)[:, None]
     matrices = np.einsum("nzkl,zb->nbkl", own, member, optimize=True)
     pulls = matrices.sum(axis=1) @ parts

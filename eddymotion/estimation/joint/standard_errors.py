@@ -43,6 +43,11 @@ CLEARLY, CLEARLY_MM = 20.0, 0.2
 the first, and the displacement larger than the second. A volume of a real series in which the head
 moved between interleaved slices has 18, and 0.19 mm; others have 12 at most."""
 
+COARSE_MM = 4.0
+"""With voxels that are larger by a factor, in a human head, that displacement has to be larger by
+the square of it: detail finer than a voxel takes slices of two b=0 volumes, within which the head
+was at rest, by up to 0.06 mm with voxels of 3 mm, 0.23 with 6 mm, and 0.64 with 8 mm."""
+
 ENOUGH_FOR_MEDIAN = 8
 """Of so many volumes the median over them is taken to be at rest."""
 
@@ -70,6 +75,8 @@ class PoseErrors:
         By how far slices would move the pose of their volume; NaN where not known.
     scale : float
         Size of the head relative to a human one.
+    voxel : float
+        Size of the voxels, mm.
     """
 
     covariances: np.ndarray
@@ -79,6 +86,7 @@ class PoseErrors:
     apart: np.ndarray
     against: np.ndarray
     scale: float = 1.0
+    voxel: float = 0.0
 
     def period_scatter(self, lost: np.ndarray) -> PeriodScatter:
         """Return how far parts of the time of volumes differ, with lost slices (N, Z) bool."""
@@ -92,7 +100,9 @@ class PoseErrors:
     @property
     def contradicted(self) -> np.ndarray:
         """Volumes whose slices clearly contradict their pose, (k,)."""
-        return np.flatnonzero(are_contradicted(self.against, self.expected, self.scale))
+        return np.flatnonzero(
+            are_contradicted(self.against, self.expected, self.scale, self.voxel)
+        )
 
     @property
     def contradictions_mm(self) -> np.ndarray:
@@ -106,7 +116,9 @@ def in_millimetres(covariances: np.ndarray, scale: float) -> np.ndarray:
     return np.sqrt(np.nan_to_num(np.einsum("nkk,k->n", covariances, in_mm**2)))
 
 
-def are_contradicted(against: np.ndarray, expected: np.ndarray, scale: float) -> np.ndarray:
+def are_contradicted(
+    against: np.ndarray, expected: np.ndarray, scale: float, voxel: float
+) -> np.ndarray:
     """Whether slices clearly contradict the pose of their volume, (N,) bool.
 
     Parameters
@@ -117,9 +129,12 @@ def are_contradicted(against: np.ndarray, expected: np.ndarray, scale: float) ->
         Covariances by noise and misfit.
     scale : float
         Size of the head relative to a human one.
+    voxel : float
+        Size of the voxels, mm.
     """
     far, usual = in_millimetres(against, scale), in_millimetres(expected, scale)
-    return (far > CLEARLY_MM * scale) & (far > np.sqrt(CLEARLY) * usual)
+    limit = CLEARLY_MM * scale * max(1.0, (voxel / (COARSE_MM * scale)) ** 2)
+    return (far > limit) & (far > np.sqrt(CLEARLY) * usual)
 
 
 def pose_errors(
@@ -148,14 +163,16 @@ def pose_errors(
         by_misfit[volumes] = misfit_covariances(dwi, volumes)
     whole, expected = by_misfit.copy(), by_misfit.copy()
     apart = np.full_like(by_misfit, np.nan)
-    against, scale = np.full_like(by_misfit, np.nan), head_scale(dwi.mask, dwi.voxel_sizes)
+    against, bands = np.full_like(by_misfit, np.nan), solver.bands
     for group, solution in zip(groups, solutions, strict=True):
         own = group.volumes
         whole[own], by_noise[own], expected[own], apart[own], against[own] = _of_group(
             solver, group, solution, motion, by_misfit[own]
         )
     _warn_of_unknown(whole)
-    return PoseErrors(whole, by_noise, by_misfit, expected, apart, against, scale)
+    return PoseErrors(
+        whole, by_noise, by_misfit, expected, apart, against, bands.scale, bands.voxel
+    )
 
 
 def _warn_of_unknown(covariances: np.ndarray) -> None:
@@ -180,9 +197,7 @@ def _of_group(
     weighted, alike = solution.pulls_of_slices(solver.dwi)
     apart = solution.scatter_of_periods(solver.dwi, weighted)
     by_noise = solution.covariances()
-    square, scattered, moved = _contradicted(
-        solution, solver.dwi, alike, by_noise + by_misfit, solver.bands.scale
-    )
+    square, scattered, moved = _contradicted(solver, solution, alike, by_noise + by_misfit)
     usual = moved if moved.all() else ~moved
     scatter = solution.squares_of_halves()[usual].mean(axis=0)
     recovered = solution.recovered_by(usual)
@@ -195,7 +210,7 @@ def _of_group(
 
 
 def _contradicted(
-    solution: Solution, dwi: DWI, pulls: np.ndarray, expected: np.ndarray, scale: float
+    solver: JointSolver, solution: Solution, pulls: np.ndarray, expected: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return what slices say against each pose, by mean and scatter, and where it is clear.
 
@@ -203,11 +218,12 @@ def _contradicted(
     So in small groups each volume is tried as the one at rest, and the one with which the fewest
     others have moved, and those least far, takes the place of the median.
     """
+    scale, voxel = solver.bands.scale, solver.bands.voxel
 
     def against(at_rest: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        mean, scattered = solution.contradictions(dwi, pulls, at_rest)
+        mean, scattered = solution.contradictions(solver.dwi, pulls, at_rest)
         square = mean[:, :, None] * mean[:, None]
-        return square, scattered, are_contradicted(square + scattered, expected, scale)
+        return square, scattered, are_contradicted(square + scattered, expected, scale, voxel)
 
     usual = against(None)
     if not usual[2].any() or not 2 < len(expected) < ENOUGH_FOR_MEDIAN:
