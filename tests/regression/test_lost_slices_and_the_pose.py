@@ -54,8 +54,9 @@ def test_a_slice_that_lost_signal_contradicts_no_pose(still, at_rest):
 def test_where_steps_are_short_noise_takes_poses_as_much_farther():
     """By 0.4 mm where it is 0.1 in one step, which takes back a quarter of the way."""
     one = np.diag(np.square([0.1] * 3 + [0.002] * 3))[None]
+    far = {"against": 36 * one, "within": 36 * one}
     covariances = {"by_noise": one, "by_misfit": 0.01 * one, "apart": np.nan * one}
     for share, named in ((1.0, [0]), (0.25, [])):
         expected = one / share**2 + 0.01 * one
-        errors = PoseErrors(expected, expected=expected, against=36 * one, **covariances)
+        errors = PoseErrors(expected, expected=expected, **far, **covariances)
         assert errors.contradicted.tolist() == named

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slices of a head at rest within volumes contradict no pose, whatever the voxels and the shells.
 
-Detail finer than voxels of 6 to 8 mm, and what the model gets wrong in a shell of few volumes, were
-said to be motion within volumes.
+Detail finer than voxels of 6 to 8 mm, and what the model gets wrong in a shell of few volumes,
+were said to be motion within volumes.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eddymotion.estimation import estimate_motion
-from eddymotion.estimation.equations.solution import _poses_of_periods, _similar
+from eddymotion.estimation.equations.solution import _poses_of_periods, similar_volumes
 from eddymotion.estimation.joint.standard_errors import PoseErrors
 from eddymotion.simulation import Recipe, shelled_scheme, simulate
 
@@ -51,7 +51,7 @@ def test_slices_have_to_move_a_pose_farther_where_voxels_are_large(far_mm, voxel
     """Relative to the head: 4 mm in one of half the size are as 8 mm in a human one."""
     against = np.diag([far_mm**2, 0, 0, 0, 0, 0])[None]
     little, rest = 1e-9 * np.eye(6)[None], np.full((1, 6, 6), np.nan)
-    errors = PoseErrors(little, little, little, little, rest, against, scale, voxel)
+    errors = PoseErrors(little, little, little, little, rest, against, against, scale, voxel)
     assert errors.contradicted.tolist() == named
 
 
@@ -64,16 +64,16 @@ def test_what_a_shell_has_in_common_is_the_models():
     steps[:6] = random.normal(size=(6, len(period)))
     alone = np.array(steps)
     steps[2] += random.normal(size=(6, len(period)))
-    found = _poses_of_periods(steps, own, period, _similar(bvals))
+    found = _poses_of_periods(steps, own, period, similar_volumes(bvals))
     np.testing.assert_allclose(found[np.arange(n) != 2], 0, atol=1e-12)
-    moved = _poses_of_periods(steps - alone, own, period, _similar(bvals))[2]
+    moved = _poses_of_periods(steps - alone, own, period, similar_volumes(bvals))[2]
     np.testing.assert_allclose(found[2], moved)
     assert np.abs(moved).max() > 0.5
 
 
-def test_volumes_are_compared_with_their_shell_or_with_the_most_similar_ones():
-    few = _similar(np.repeat([0.0, 700.0, 2000.0], [1, 3, 12]))
+def test_volumes_are_compared_with_their_shell_or_with_the_mostsimilar_volumes_ones():
+    few = similar_volumes(np.repeat([0.0, 700.0, 2000.0], [1, 3, 12]))
     assert few[4:].sum(axis=1).tolist() == [12] * 12
     assert few[1:4].all()
-    rounded = _similar(np.tile([995.0, 1000.0, 1005.0], 4))
+    rounded = similar_volumes(np.tile([995.0, 1000.0, 1005.0], 4))
     assert rounded.all()

@@ -45,7 +45,7 @@ LEAST_SHOWN = 0.5
 """A slice lost signal if its normal matrix is smaller than this share of what is usual there."""
 
 ENOUGH_FOR_MODEL = 5
-"""The median over so many volumes of similar b-values tells what the model gets wrong in them."""
+"""The median over so many volumes of similar b-values shows what the model gets wrong in them."""
 
 SMALL_BYTES = 2**26
 """Halves of a brain are solved side by side while a copy of the normal matrix is smaller."""
@@ -284,7 +284,7 @@ class Solution:
         return sandwich(steps, n_fitted=1)
 
     def contradictions(
-        self, dwi: DWI, pulls: np.ndarray, at_rest: int | None = None
+        self, dwi: DWI, pulls: np.ndarray, usual: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """How far slices that contradict its pose would take each volume.
 
@@ -292,9 +292,9 @@ class Solution:
         it elsewhere. A few slices that no pose explains have small weights where the model is
         certain, as for b=0 volumes; and slices that were acquired one after the other show a head
         that is bent, which is partly taken for one that is turned. Here all slices have the same
-        weight, and each part of the time has a pose of its own. Steps that most volumes of
-        similar b-values have in common are attributed to the model and taken out. If the times of
-        slices are not known, each volume takes the order of
+        weight, and each part of the time has a pose of its own. Steps that most volumes have in
+        common are attributed to the model and taken out. If the times of slices are not known,
+        each volume takes the order of
         :func:`~eddymotion.data.acquisition.usual_orders` in which they take it farthest. NaN if
         too few points are left.
 
@@ -304,8 +304,8 @@ class Solution:
             The series that the volumes belong to, for the order and the place of its slices.
         pulls : (N, 6, Z) array
             Of its slices; the second of :meth:`pulls_of_slices`.
-        at_rest : int, optional
-            A volume of the group that is taken to be right, in place of most.
+        usual : (N, N) bool array, optional
+            Volumes whose median steps are those of the model for each volume; all if not given.
 
         Returns
         -------
@@ -327,9 +327,7 @@ class Solution:
         periods = (order.periods(n_slices, PERIODS) for order in slicing.possible(n_slices))
         # some orders are others that end where they begin: they tell the same
         alike = sorted({min(tuple(one), tuple(one.max() - one)) for one in periods})
-        usual = _similar(self.problem.gradients.bvals)
-        if at_rest is not None:
-            usual = np.tile(np.arange(n) == at_rest, (n, 1))
+        usual = np.ones((n, n), bool) if usual is None else usual
         poses = [_poses_of_periods(steps, own, np.array(period), usual) for period in alike]
         mean = np.stack([one.mean(axis=2) for one in poses])
         apart = np.stack([_scatter_of_mean(one) for one in poses])
@@ -410,7 +408,7 @@ class Solution:
         return np.clip(np.rint(slices).astype(int), 0, n_slices - 1)
 
 
-def _similar(bvals: np.ndarray) -> np.ndarray:
+def similar_volumes(bvals: np.ndarray) -> np.ndarray:
     """Volumes whose b-values are like those of each, or the most similar ones, (N, N) bool."""
     apart = np.abs(bvals[:, None] - bvals)
     enough = np.sort(apart, axis=1)[:, :ENOUGH_FOR_MODEL].max(axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.coupled import CoupledProblem
-from eddymotion.estimation.equations.solution import Solution
+from eddymotion.estimation.equations.solution import Solution, similar_volumes
 from eddymotion.estimation.joint.levels import FINE
 from eddymotion.estimation.joint.solver import JointSolver, group_motion
 from eddymotion.estimation.period_scatter import PeriodScatter
@@ -73,6 +73,9 @@ class PoseErrors:
         By the scatter between parts of the time of a volume; NaN where not known.
     against : (N, 6, 6) array
         By how far slices would move the pose of their volume; NaN where not known.
+    within : (N, 6, 6) array
+        The same, without what volumes of similar b-values have in common: that is no motion within
+        volumes, but may be an error of their poses.
     scale : float
         Size of the head relative to a human one.
     voxel : float
@@ -85,6 +88,7 @@ class PoseErrors:
     expected: np.ndarray
     apart: np.ndarray
     against: np.ndarray
+    within: np.ndarray
     scale: float = 1.0
     voxel: float = 0.0
 
@@ -100,14 +104,13 @@ class PoseErrors:
     @property
     def contradicted(self) -> np.ndarray:
         """Volumes whose slices clearly contradict their pose, (k,)."""
-        return np.flatnonzero(
-            are_contradicted(self.against, self.expected, self.scale, self.voxel)
-        )
+        clear = are_contradicted(self.within, self.expected, self.scale, self.voxel)
+        return np.flatnonzero(clear)
 
     @property
     def contradictions_mm(self) -> np.ndarray:
         """How far slices of each volume would move its pose, mm; zero where not known: (N,)."""
-        return in_millimetres(self.against, self.scale)
+        return in_millimetres(self.within, self.scale)
 
 
 def in_millimetres(covariances: np.ndarray, scale: float) -> np.ndarray:
@@ -162,17 +165,15 @@ def pose_errors(
     for volumes in (dwi.gradients.b0s, *frames):
         by_misfit[volumes] = misfit_covariances(dwi, volumes)
     whole, expected = by_misfit.copy(), by_misfit.copy()
-    apart = np.full_like(by_misfit, np.nan)
-    against, bands = np.full_like(by_misfit, np.nan), solver.bands
+    apart, against, within = np.full((3, n, 6, 6), np.nan)
     for group, solution in zip(groups, solutions, strict=True):
         own = group.volumes
-        whole[own], by_noise[own], expected[own], apart[own], against[own] = _of_group(
-            solver, group, solution, motion, by_misfit[own]
+        whole[own], by_noise[own], expected[own], apart[own], against[own], within[own] = (
+            _of_group(solver, group, solution, motion, by_misfit[own])
         )
     _warn_of_unknown(whole)
-    return PoseErrors(
-        whole, by_noise, by_misfit, expected, apart, against, bands.scale, bands.voxel
-    )
+    scale, voxel = solver.bands.scale, solver.bands.voxel
+    return PoseErrors(whole, by_noise, by_misfit, expected, apart, against, within, scale, voxel)
 
 
 def _warn_of_unknown(covariances: np.ndarray) -> None:
@@ -191,22 +192,30 @@ def _of_group(
     solution: Solution,
     motion: Motion,
     by_misfit: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return covariances (n, 6, 6) of a group: all, by noise, expected, apart in time, against."""
+) -> tuple[np.ndarray, ...]:
+    """Return covariances (n, 6, 6) of a group.
+
+    All, by noise, expected, apart in time, against, and within.
+    """
     give_back_memory()  # of the group before, too
     weighted, alike = solution.pulls_of_slices(solver.dwi)
     apart = solution.scatter_of_periods(solver.dwi, weighted)
     by_noise = solution.covariances()
     square, scattered, moved = _contradicted(solver, solution, alike, by_noise + by_misfit)
     usual = moved if moved.all() else ~moved
-    scatter = solution.squares_of_halves()[usual].mean(axis=0)
     recovered = solution.recovered_by(usual)
-    against = square / recovered**2 + scattered
     expected = by_misfit + by_noise / recovered**2
+    against = within = square / recovered**2 + scattered
+    scale, voxel = solver.bands.scale, solver.bands.voxel
+    if len(moved) >= ENOUGH_FOR_MEDIAN and are_contradicted(against, expected, scale, voxel).any():
+        similar = similar_volumes(solution.problem.gradients.bvals)
+        mean, scattered = solution.contradictions(solver.dwi, alike, similar)
+        within = mean[:, :, None] * mean[:, None] / recovered**2 + scattered
+    scatter = solution.squares_of_halves()[usual].mean(axis=0)
     factor = max(HALVES_FACTOR, 1 / recovered)
     whole = expected + excess_covariance(expected, factor**2 * scatter)
     whole += pulled_by_slices(by_noise, pulls_of_slices(solver, solution.problem, group, motion))
-    return whole, by_noise, expected, apart, against
+    return whole, by_noise, expected, apart, against, within
 
 
 def _contradicted(
@@ -218,17 +227,18 @@ def _contradicted(
     So in small groups each volume is tried as the one at rest, and the one with which the fewest
     others have moved, and those least far, takes the place of the median.
     """
-    scale, voxel = solver.bands.scale, solver.bands.voxel
+    n, scale, voxel = len(expected), solver.bands.scale, solver.bands.voxel
 
     def against(at_rest: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        mean, scattered = solution.contradictions(solver.dwi, pulls, at_rest)
+        usual = None if at_rest is None else np.tile(np.arange(n) == at_rest, (n, 1))
+        mean, scattered = solution.contradictions(solver.dwi, pulls, usual)
         square = mean[:, :, None] * mean[:, None]
         return square, scattered, are_contradicted(square + scattered, expected, scale, voxel)
 
     usual = against(None)
-    if not usual[2].any() or not 2 < len(expected) < ENOUGH_FOR_MEDIAN:
+    if not usual[2].any() or not 2 < n < ENOUGH_FOR_MEDIAN:
         return usual
-    tried = [against(volume) for volume in range(len(expected))]
+    tried = [against(volume) for volume in range(n)]
     sizes = [in_millimetres(square + scattered, scale).sum() for square, scattered, _ in tried]
     order = sorted(range(len(tried)), key=lambda k: (tried[k][2].sum(), sizes[k]))
     best = tried[order[0]]
