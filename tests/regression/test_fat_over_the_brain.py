@@ -161,6 +161,27 @@ def test_a_head_that_turned_in_the_middle_of_the_series_has_no_fat():
     assert not fat_over_brain(replace(dwi, signal=signal)).any()
 
 
+@pytest.mark.parametrize("away", [0, 3])
+def test_a_lesion_that_hardly_diffuses_is_no_fat(away):
+    """A stroke: it lies inside the brain, where fat gets from outside alone."""
+    dwi = ball_in(lambda radius: radius < 0)
+    i, j, k = np.indices(dwi.shape) - 15.5
+    lesion = (i**2 + (j - away) ** 2 + k**2 < 3.5**2) & dwi.mask
+    signal = np.array(dwi.signal)
+    signal[lesion] = np.where(dwi.gradients.bvals > 50, 900.0, 1000.0)
+    assert not fat_over_brain(replace(dwi, signal=signal)).any()
+
+
+@pytest.mark.parametrize(("gap", "shift", "told"), [(1.5, 0, False), (1.5, 4, True)])
+def test_fat_that_lies_beside_the_brain_is_left_out_and_not_told(gap, shift, told):
+    dwi = ball_in(lambda radius: radius < 0)
+    radius = np.linalg.norm(np.indices(dwi.shape) - 15.5, axis=0)
+    ring = np.roll((radius > 10 + gap) & (radius < 12 + gap), shift, axis=1)
+    dwi = replace(dwi, signal=dwi.signal + 400.0 * ring[..., None].astype(np.float32))
+    assert fat_over_brain(dwi)[dwi.mask].any()
+    assert ("fat" in {issue.kind for issue in find_issues(dwi)}) == told
+
+
 def test_a_medium_that_does_not_diffuse_is_no_fat():
     assert fat_over_brain(ball_in(lambda radius: (radius < 12) & (radius > 10))).any()
     assert not fat_over_brain(ball_in(lambda radius: radius < 20)).any()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion.data.checks.directions import AxesReading, likelier_axes
-from eddymotion.data.checks.fat import fat_over_brain
+from eddymotion.data.checks.fat import LEAST_TOLD, fat_over_brain, find_fat
 from eddymotion.data.checks.noise import is_denoised
 from eddymotion.data.checks.order import exchanged_vectors, in_no_order, likelier_order
 from eddymotion.data.checks.scales import scaled_vectors
@@ -192,9 +192,9 @@ def _of_mask(dwi: DWI) -> list[DataIssue]:
 
 
 def _of_fat(dwi: DWI) -> list[DataIssue]:
-    percent = 100 * dwi.mask[fat_over_brain(dwi)].sum() / dwi.mask.sum()
-    if not percent:
+    if find_fat(dwi)[dwi.mask].mean() < LEAST_TOLD:
         return []
+    percent = 100 * fat_over_brain(dwi)[dwi.mask].mean()
     return [DataIssue(
         "fat",
         f"{percent:.0f} % of the brain lie under or next to signal that diffusion hardly "
