@@ -8,7 +8,13 @@ import pytest
 import scipy
 
 from eddymotion.data.checks import find_issues
-from eddymotion.data.checks.fat import _least_moved, _mean, fat_over_brain
+from eddymotion.data.checks.fat import (
+    _attenuation,
+    _high,
+    _least_moved,
+    _mean,
+    fat_over_brain,
+)
 from eddymotion.data.series import DWI
 from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.mapping.motion import Motion
@@ -236,3 +242,30 @@ def test_half_of_the_volumes_or_six_are_those_that_moved_least(n_volumes, n_chos
     around = scipy.ndimage.binary_dilation(ball, iterations=5)
     chosen = _least_moved(dwi, scheme.dwis, _mean(dwi, scheme.b0s), around)
     assert sorted(chosen) == sorted(scheme.dwis[np.argsort(ways)[:n_chosen]])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "least"),
+    [
+        ({200.0: 10, 1000.0: 3}, 1000.0),
+        ({300.0: 12}, np.inf),
+        ({700.0: 12, 3000.0: 1}, 700.0),
+        ({500.0: 6, 1000.0: 15, 3000.0: 30}, 3000.0),
+        ({600.0: 12, 1000.0: 12}, 600.0),
+    ],
+)
+def test_fat_is_looked_for_where_tissue_is_attenuated(numbers, least):
+    scheme = shelled_scheme(numbers, 1)
+    np.testing.assert_array_equal(_high(scheme), np.flatnonzero(scheme.bvals >= least))
+
+
+@pytest.mark.parametrize(
+    ("bval", "usual", "unit"),
+    [(1000.0, 0.9, 0.9), (1000.0, 0.3, 0.6), (1000.0, -0.2, np.inf), (3000.0, 0.9, 1.2)],
+)
+def test_attenuation_is_in_units_of_that_of_a_brain(bval, usual, unit):
+    """Another gain at b=0 does not make differences between tissues larger."""
+    lost = usual + np.array([-0.2, -0.1, 0.0, 0.1, 0.5])
+    found = _attenuation(np.exp(lost), np.ones(5), np.ones(5, bool), bval)
+    expected = 1 + (lost - usual) / unit if np.isfinite(unit) else np.full(5, np.inf)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
