@@ -178,6 +178,20 @@ def test_a_lesion_that_hardly_diffuses_is_no_fat(away):
     assert not fat_over_brain(replace(dwi, signal=signal)).any()
 
 
+def test_fat_over_fluid_is_left_out_with_the_fat_beside_it():
+    """It is attenuated as tissue is, and as bright as tissue at b=0; the fluid alone is dark."""
+    dwi = ball_in(lambda radius: radius < 0)
+    radius, (_, y, _) = np.linalg.norm(np.indices(dwi.shape) - 15.5, axis=0), np.indices(dwi.shape)
+    fluid = (radius > 6) & (radius < 10) & (y > 10)
+    fat = (radius > 7) & (radius < 12) & (y > 17)
+    weighted, signal = dwi.gradients.bvals > 50, np.array(dwi.signal)
+    signal[fluid] = np.where(weighted, 100.0, 2200.0)
+    signal[fat] += 1500.0
+    found = fat_over_brain(replace(dwi, signal=signal))
+    assert found[fat].all()
+    assert not found[fluid & (y < 14)].any()
+
+
 @pytest.mark.parametrize(("gap", "shift", "told"), [(1.5, 0, False), (1.5, 4, True)])
 def test_fat_that_lies_beside_the_brain_is_left_out_and_not_told(gap, shift, told):
     dwi = ball_in(lambda radius: radius < 0)
