@@ -25,12 +25,12 @@ from scipy.ndimage import binary_erosion
 
 import eddymotion as em
 from benchmarks import tables
-from eddymotion.derivatives.session import averaged
 from eddymotion.estimation.runs import join_runs
 from eddymotion.estimation.runs.joined import JoinedRuns
 from eddymotion.estimation.runs.run_image import RunImage
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.rigid import log_rigid
+from eddymotion.pipeline.runs.one_series import averaged
 from eddymotion.simulation import Recipe, acquire, shelled_scheme, simulate
 from eddymotion.simulation.dataset import true_mask
 from eddymotion.simulation.schemes import b0_scheme

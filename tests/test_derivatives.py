@@ -16,13 +16,14 @@ from eddymotion.derivatives.course import write_course
 from eddymotion.derivatives.dataset import write_dataset_files
 from eddymotion.derivatives.on_demand import write_on_demand
 from eddymotion.derivatives.outlier_table import outlier_summary
-from eddymotion.derivatives.session import SessionOutputs, _partners, write_field
+from eddymotion.derivatives.session import SessionOutputs, write_field
 from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.estimation.runs.joined import JoinedRuns
 from eddymotion.io.trajectory import read_trajectory
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.trajectory import Trajectory
+from eddymotion.pipeline.runs.one_series import _partners
 
 ALONG = np.array([0.6, 0.8, 0.0])
 OPPOSED = np.array([[0, -0.1, 0], [0, 0.1, 0]])
