@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.data.checks import DataIssue
+from eddymotion.data.checks import DataIssue, find_issues
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.finished import files_of, sha256
@@ -126,6 +126,7 @@ def correct_series(
         corrected, *drawn = correction.write(outputs, progress)
     with stages("pictures"), ThreadPoolExecutor(1) as beside:
         digest = beside.submit(sha256, outputs["dwi"])
+        beside.submit(find_issues, dwi)  # for the sidecar
         draw_session_field(run, outputs)
         draw_series(outputs, dwi, motion, model, *drawn, log=stages.log)
     digests = {outputs["dwi"]: digest.result()}

@@ -143,6 +143,16 @@ def test_what_takes_most_of_the_brain_is_no_fat():
     assert "fat" not in {issue.kind for issue in find_issues(dwi)}
 
 
+def test_where_fat_seems_to_flood_the_brain_what_is_certain_is_left_out(fatty, monkeypatch):
+    """Nothing was left out then, though poses of such series need it."""
+    whole = fat_over_brain(fatty)
+    too_much = (whole & fatty.mask).sum() / fatty.mask.sum()
+    monkeypatch.setattr("eddymotion.data.checks.fat.MOST_SHARE", too_much)
+    certain = fat_over_brain(replace(fatty))
+    assert 0.2 * whole.sum() < certain.sum() < whole.sum()
+    assert not (certain & ~whole).any()
+
+
 def ball_in(around, n_b0s=1):
     """A ball that loses half of its signal, in what does not diffuse: signal, brain, table."""
     scheme = shelled_scheme({1000.0: 12}, n_b0s)

@@ -24,6 +24,7 @@ import scipy
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.images.kernels import smooth
 from eddymotion.images.pyramid import head_scale
 
 LEAST_BVALUE = 400.0
@@ -133,7 +134,7 @@ def _search(dwi: DWI) -> np.ndarray:
     certain, shown = of_all.certain, of_all.shown
     some = (of_all.attenuation < LESS) & (of_all.brightness > SHOWN)
     over_fluid = _above(of_all.weighted) / of_all.level_of(b0) > UNDIMINISHED
-    for taken in (some | over_fluid, some):  # below b=1000 some tissue is as bright
+    for taken in (some | over_fluid, some, certain):  # below b=1000 some tissue is as bright
         fat = scipy.ndimage.binary_propagation(certain, mask=certain | shown & taken)
         spread = scipy.ndimage.binary_dilation(fat, iterations=REACH)
         if (spread & dwi.mask).sum() < MOST_SHARE * dwi.mask.sum():
@@ -242,8 +243,12 @@ def _mean(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
     total = np.zeros(dwi.shape, np.float32, order="F")  # as volumes are
     for volume in volumes:
         total += dwi.signal[..., volume]
-    mean: np.ndarray = scipy.ndimage.gaussian_filter(total / len(volumes), SMOOTHING)
-    return mean
+    return _smooth(total / len(volumes), np.full(3, SMOOTHING))
+
+
+def _smooth(image: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Smooth an image by so many voxels along each axis."""
+    return smooth(image.T, widths[::-1]).T
 
 
 def _dark(image: np.ndarray) -> float:
@@ -278,7 +283,5 @@ def _level(image: np.ndarray, inside: np.ndarray, near: np.ndarray) -> np.ndarra
     """Return how far the brain within `near` voxels is above the background."""
     above = _above(image)
     brain = np.where(inside, np.minimum(above, 2 * np.median(above[inside])), 0.0)
-    total, known = (
-        scipy.ndimage.gaussian_filter(part.astype(np.float32), near) for part in (brain, inside)
-    )
+    total, known = (_smooth(part.astype(np.float32), near) for part in (brain, inside))
     return np.maximum(total, 1e-9 * total.max()) / np.maximum(known, 1e-9)
