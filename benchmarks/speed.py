@@ -289,9 +289,13 @@ compiled kernel, one write, in a process that has started; it runs next to each 
 and about 80 MB compiled code; *copies*: peak in units of the series as float32.
 *Shares*: {", ".join(STAGES)}; the motion with what joins runs.
 
+Rows were measured on different days, and the machine was up to 1.5 times slower on some, as the
+floors show: ratios compare, seconds do not.
+
 *study*: two runs of opposite polarity in one command, each simulated with
-`eddymotion-simulate {STUDIED}`: four shells to b=3000, a field that changes with the
-head, motion within 33 volumes of the first run (the sidecar of the second has no slice timing).
+`eddymotion-simulate {STUDIED}`: four shells to b=3000 and an off-resonance field, which in the
+first run changes with the head, as it moves within 33 of the volumes; the second has no slice
+timing.
 """
 
 
