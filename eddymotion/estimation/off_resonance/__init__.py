@@ -43,7 +43,7 @@ from eddymotion.estimation.off_resonance.view import FieldState
 from eddymotion.images.grid import grid_points, mask_center
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
-from eddymotion.machine.parallel import one_blas_thread, parallel_map
+from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.off_resonance import OffResonance
 from eddymotion.wording import short_repr
 
@@ -184,7 +184,6 @@ def estimate_off_resonance(
     poses: np.ndarray | None = None,
     levels: Sequence[FieldLevel] = LEVELS,
     seed: int = 0,
-    n_threads: int = 1,
 ) -> FieldEstimate:
     """Find the off-resonance field from images whose phase encodings differ.
 
@@ -200,8 +199,6 @@ def estimate_off_resonance(
     levels : sequence of FieldLevel
     seed : int
         Of the registration's points.
-    n_threads : int
-        The result does not depend on it.
 
     Raises
     ------
@@ -218,11 +215,9 @@ def estimate_off_resonance(
         brain = own if mask is not None else brain_of_all(images, own, start)
         shown = [normalised(one.image, brain, first, pose)
                  for one, pose in zip(images, start, strict=True)]  # fmt: skip
-        fit = _Fit(images, shown, brain, start, n_threads)
+        fit = _Fit(images, shown, brain, start)
         early, late = levels[:N_ASKED], levels[N_ASKED:]
-        plain, shaded = parallel_map(
-            lambda n: fit.solved(early, fit.at_start(n)), (1, N_SHADES), n_threads=n_threads
-        )
+        plain, shaded = (fit.solved(early, fit.at_start(n)) for n in (1, N_SHADES))
         there = fit.solved(late, shaded if shaded.noise < LESS_NOISE * plain.noise else plain)
     found = FieldEstimate(
         there.field, images, np.stack(there.state.poses), start, there.state.gains, brain,
@@ -247,13 +242,12 @@ class _Found:
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """Images, the same scaled, the brain, where poses start, and number of threads."""
+    """Images, the same scaled, the brain, and where poses start."""
 
     images: tuple[Distorted, ...]
     shown: list[Image]
     brain: np.ndarray
     start: np.ndarray
-    n_threads: int
 
     def at_start(self, n_shades: int) -> _Found:
         """No field, and gains of `n_shades` terms."""
@@ -265,7 +259,7 @@ class _Fit:
         for level in levels:
             problem = FieldProblem.at(
                 level, self.images, self.shown, self.brain, self.start,
-                STIFFNESS * level.stiffness, before.state.gains.shape[1], self.n_threads,
+                STIFFNESS * level.stiffness, before.state.gains.shape[1],
             )  # fmt: skip
             state = problem.taking_over(before.state, before.field)
             state, noise = descend(problem, state, level.steps)

@@ -91,7 +91,7 @@ class FieldEquations:
         """Apply the operator to a vector (M + B (K − 1),)."""
         problem, n = self.problem, self.coupling.shape[1]
         c, rest = x[:n].reshape(problem.lattice.shape).astype(np.float32), x[n:]
-        values = problem.spread(c, self.terms)
+        values = {term: separable(problem.matrices[term], c) for term in self.terms}
         out = {
             a: sum(self.maps[min(a, b), max(a, b)] * values[b] for b in self.terms)
             for a in self.terms

@@ -19,7 +19,6 @@ from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import smooth
 from eddymotion.images.lattice import Lattice, separable
 from eddymotion.images.pyramid import FWHM_TO_SIGMA
-from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.off_resonance import OffResonance
 from eddymotion.mapping.rigid import exp_rigid
 
@@ -99,8 +98,6 @@ class FieldProblem:
         About which heads turn, RAS+ mm.
     shading : (G, P) array
         Terms of the logarithms of gains at the points; see :func:`shading_terms`.
-    n_threads : int
-        Images, or maps, at a time.
     """
 
     images: Sequence[Distorted]
@@ -114,7 +111,6 @@ class FieldProblem:
     start: np.ndarray
     center: np.ndarray
     shading: np.ndarray
-    n_threads: int = 1
 
     @classmethod
     def at(
@@ -126,7 +122,6 @@ class FieldProblem:
         start: np.ndarray,
         stiffness: float,
         n_shades: int = 1,
-        n_threads: int = 1,
     ) -> FieldProblem:
         """Lay lattice and points over the brain, and smooth the images."""
         reference = images[0].image
@@ -163,7 +158,6 @@ class FieldProblem:
             start,
             center,
             shading_terms(points, center, n_shades),
-            n_threads,
         )
 
     @property
@@ -194,35 +188,34 @@ class FieldProblem:
 
     def view(self, state: FieldState) -> FieldView:
         """Correct the images at a state."""
-        hertz, *along = (
-            values.ravel() for values in self.spread(state.coefficients, range(4)).values()
-        )
+        hertz = separable(self.matrices[0], state.coefficients).ravel()
+        along = [separable(m, state.coefficients).ravel() for m in self.matrices[1:]]
         slopes = np.stack(along, axis=1) @ self.to_axes.astype(np.float32)
         away = (self.points - self.center).astype(np.float32)
-
-        def corrected(number: int) -> tuple[np.ndarray, ...]:
-            readout, pose = self.images[number].readout, state.poses[number]
+        values, seen, by_field, by_slope, shifts, by_pose = [], [], [], [], [], []
+        for number, (one, spline, pose) in enumerate(
+            zip(self.images, self.splines, state.poses, strict=True)
+        ):
             gain = np.exp(state.gains[number].astype(np.float32) @ self.shading)
+            readout = one.readout
             recorded = apply_affine(pose, self.points) + hertz[:, None] * readout.shift
-            found, gradient = self.splines[number].sample_with_gradient(recorded)
+            found, gradient = spline.sample_with_gradient(recorded)
             inside = np.isfinite(found)
             found, gradient = np.nan_to_num(found) * gain, np.nan_to_num(gradient) * gain[:, None]
             shift = pose[:3, :3].T @ readout.direction
             stretch = 1 + slopes @ (readout.mm_per_hertz * shift).astype(np.float32)
-            by_field = stretch * (gradient @ readout.shift.astype(np.float32))
-            by_slope = np.float32(readout.mm_per_hertz) * found
-            force = turn = np.empty((0, 3), np.float32)  # the first image does not move
+            values.append(found * stretch)
+            seen.append(inside)
+            by_field.append(stretch * (gradient @ readout.shift.astype(np.float32)))
+            by_slope.append(np.float32(readout.mm_per_hertz) * found)
+            shifts.append(shift)
             if number:
                 force = (gradient * stretch[:, None]) @ pose[:3, :3].astype(np.float32)
                 turn = np.cross(away, force)
-                turn += by_slope[:, None] * np.cross(slopes, shift.astype(np.float32))
-            by_pose = np.concatenate([force.T, turn.T])
-            return found * stretch, inside, by_field, by_slope, shift, by_pose
-
-        images = parallel_map(corrected, range(len(self.images)), n_threads=self.n_threads)
-        values, seen, by_field, by_slope, shifts, by_pose = zip(*images, strict=True)
+                turn += by_slope[-1][:, None] * np.cross(slopes, shift.astype(np.float32))
+                by_pose.append(np.concatenate([force.T, turn.T]))
         return FieldView(np.stack(values), np.stack(seen), np.stack(by_field), np.stack(by_slope),
-                         np.stack(shifts), by_pose[1:])  # fmt: skip
+                     np.stack(shifts), tuple(by_pose))  # fmt: skip
 
     def cost(self, view: FieldView, state: FieldState, variance: float) -> float:
         """Return the function that is minimised."""
@@ -258,24 +251,11 @@ class FieldProblem:
 
     def gathered(self, maps: dict[int, np.ndarray]) -> np.ndarray:
         """Sum maps over the points, by the splines or slopes of their numbers: (A, B, C)."""
-
-        def seen(term: int) -> np.ndarray:
-            back = [matrix.T for matrix in self.matrices[term]]
-            return separable(back, maps[term].reshape(self.shape))
-
         total = np.zeros(self.lattice.shape, np.float32)
-        for part in parallel_map(seen, maps, n_threads=self.n_threads):
-            total += part
+        for term, values in maps.items():
+            back = [matrix.T for matrix in self.matrices[term]]
+            total += separable(back, values.reshape(self.shape))
         return total
-
-    def spread(self, coefficients: np.ndarray, terms: Sequence[int]) -> dict[int, np.ndarray]:
-        """Evaluate a field (A, B, C), or its slopes along axes, by the numbers of matrices."""
-        found = parallel_map(
-            lambda term: separable(self.matrices[term], coefficients),
-            terms,
-            n_threads=self.n_threads,
-        )
-        return dict(zip(terms, found, strict=True))
 
     def prior(self, border: np.ndarray, state: FieldState) -> np.ndarray:
         """Add the priors to the border, in place; return their part of the gradient."""

@@ -180,16 +180,13 @@ def _placed(
     if seeks_field and field is None and shown:
         telling, poses = [images[run] for run in alike], start.copy()
         coarse = estimate_off_resonance(
-            telling, poses=start[alike], levels=LEVELS[:N_COARSE], seed=compute.seed,
-            n_threads=compute.n_threads,
-        )  # fmt: skip
+            telling, poses=start[alike], levels=LEVELS[:N_COARSE], seed=compute.seed
+        )
         poses[alike] = coarse.poses
         spread = float(coarse.hertz[coarse.mask].std())
         constant, error = _constant(runs, images, poses, REGISTERED * spread)
         poses = _with_constant(poses, images, constant)
-        found = estimate_off_resonance(
-            telling, poses=poses[alike], seed=compute.seed, n_threads=compute.n_threads
-        )
+        found = estimate_off_resonance(telling, poses=poses[alike], seed=compute.seed)
         field, poses[alike] = found.field, found.poses
         poses = _with_others(poses, alike, images, field, first.brain, compute.seed)
         left_open = _left_open(runs, images, poses, spread, error)
