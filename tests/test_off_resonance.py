@@ -227,7 +227,7 @@ def test_the_normal_operator_is_that_of_the_plain_matrix(monkeypatch):
     problem, state = small_problem()
     view = problem.view(state)
     equations = FieldEquations.of(problem, view, state, 0.05)
-    bases = [np.einsum("ia,jb,kc->ijkabc", *m).reshape(len(problem.points), -1)
+    bases = [np.einsum("ia,jb,kc->ijkabc", *m)[problem.counts].reshape(len(problem.points), -1)
              for m in problem.matrices]  # fmt: skip
     toward = view.shifts @ problem.to_axes.T
     n, k, each = state.coefficients.size, len(problem.images), 6 + len(problem.shading)
@@ -244,8 +244,8 @@ def test_the_normal_operator_is_that_of_the_plain_matrix(monkeypatch):
             jacobian[image, :, n + each * (image - 1) : n + each * image] = columns.T
     jacobian *= view.seen[:, :, None]
     centred = (jacobian - jacobian.sum(0) / view.n_seen[:, None]) * view.seen[:, :, None]
-    weight = problem.counts * problem.volume / 0.05
-    plain = np.einsum("kpa,p,kpb->ab", centred, weight, centred, optimize=True)
+    weight = problem.volume / 0.05
+    plain = weight * np.einsum("kpa,kpb->ab", centred, centred, optimize=True)
     random = np.random.default_rng(2)
     for _ in range(2):
         x = random.normal(size=plain.shape[0])

@@ -58,7 +58,7 @@ class FieldEquations:
         The right side has the slopes along all axes: where steps end is exact. The operator leaves
         out axes that hardly matter.
         """
-        weight = np.where(problem.counts, np.float32(problem.volume / variance), np.float32(0))
+        weight = np.float32(problem.volume / variance)
         toward = view.shifts @ problem.to_axes.T  # slope along p by slopes along the axes
         by_term = [view.by_field, *(view.by_slope * toward[:, axis, None].astype(np.float32)
                                     for axis in range(3))]  # fmt: skip
@@ -66,10 +66,13 @@ class FieldEquations:
         terms = (0, *seen)
         centred = {term: view.centred(by_term[term]) for term in terms}
         maps = {
-            (a, b): ((centred[a] * centred[b]).sum(axis=0) * weight).reshape(problem.shape)
+            (a, b): problem.on_grid((centred[a] * centred[b]).sum(axis=0) * weight)
             for a in terms for b in terms if a <= b
         }  # fmt: skip
-        forces = [(derivative * view.residuals).sum(axis=0) * weight for derivative in by_term]
+        forces = [
+            problem.on_grid((derivative * view.residuals).sum(axis=0) * weight)
+            for derivative in by_term
+        ]
         right = problem.stiffness * problem.lattice.bent(state.coefficients)
         right = right + problem.gathered(dict(enumerate(forces)))
         columns, owners = _columns(view, problem.shading)
@@ -78,7 +81,9 @@ class FieldEquations:
         shared = columns / np.sqrt(view.n_seen)
         border = border - (shared * weight) @ shared.T
         coupling = np.stack([
-            problem.gathered({term: column * centred[term][owner] for term in terms}).ravel()
+            problem.gathered(
+                {term: problem.on_grid(column * centred[term][owner]) for term in terms}
+            ).ravel()
             for column, owner in zip(weighed, owners, strict=True)
         ])  # fmt: skip
         pull = np.einsum("mp,mp->m", weighed, view.residuals[owners]).astype(float)
@@ -104,7 +109,7 @@ class FieldEquations:
     def solution(self) -> np.ndarray:
         """Solve for the step."""
         problem, n = self.problem, self.coupling.shape[1]
-        n_points = max(int(problem.counts.sum()), 1) * problem.volume
+        n_points = max(len(problem.points), 1) * problem.volume
         mean = {term: float(self.maps[term, term].sum(dtype=float)) / n_points
                 for term in self.terms}  # fmt: skip
         slopes = [mean.get(axis + 1, 0.0) / 2 for axis in range(3)]
@@ -150,7 +155,7 @@ def descend(problem: FieldProblem, state: FieldState, steps: int) -> tuple[Field
             break
         change = separable(problem.matrices[0], moved.coefficients - state.coefficients)
         state, view = moved, there
-        rms = float(np.sqrt((change.ravel()[problem.counts] ** 2).mean()))
+        rms = float(np.sqrt((change[problem.counts] ** 2).mean()))
         if rms * reach < CONVERGED_VOXELS * voxel:
             break
     return state, float(np.sqrt(variance))

@@ -87,9 +87,9 @@ class FieldProblem:
     matrices : list of matrices
         Of the field and of its derivatives by mm along the three axes of the lattice.
     points : (P, 3) array
-        RAS+ mm of the reference frame.
-    counts : (P,) bool array
-        Whether a point is compared.
+        At which images are compared, RAS+ mm of the reference frame.
+    counts : (X, Y, Z) bool array
+        Which points of the grid these are.
     volume : float
         Of a point, mm³.
     stiffness : float
@@ -141,7 +141,8 @@ class FieldProblem:
             by_mm[axis] = by_mm[axis] / lattice.spacing[axis]
             matrices.append(_floats(by_mm))
         grown = scipy.ndimage.binary_dilation(brain, iterations=RIM_VOXELS)
-        voxels = all_points(at) + low
+        counts = grown[np.ix_(*(low_axis + on for low_axis, on in zip(low, at, strict=True)))]
+        voxels = all_points(at)[counts.ravel()] + low
         points, center = (
             apply_affine(reference.affine, voxels),
             mask_center(brain, reference.affine),
@@ -152,18 +153,13 @@ class FieldProblem:
             lattice,
             matrices,
             points,
-            grown[tuple(voxels.T)],
+            counts,
             float(np.prod(reference.voxel_sizes * every)),
             stiffness,
             start,
             center,
             shading_terms(points, center, n_shades),
         )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Points along the axes of the lattice."""
-        return tuple(len(matrix) for matrix in self.matrices[0])
 
     @cached_property
     def to_axes(self) -> np.ndarray:
@@ -173,7 +169,7 @@ class FieldProblem:
     @cached_property
     def prior_weight(self) -> float:
         """Of a prior at one standard deviation, in units of the cost."""
-        return PRIOR_SHARE * self.volume * float(self.counts.sum())
+        return PRIOR_SHARE * self.volume * len(self.points)
 
     def taking_over(self, state: FieldState, field: OffResonance | None) -> FieldState:
         """Bring a field onto this lattice."""
@@ -188,8 +184,7 @@ class FieldProblem:
 
     def view(self, state: FieldState) -> FieldView:
         """Correct the images at a state."""
-        hertz = separable(self.matrices[0], state.coefficients).ravel()
-        along = [separable(m, state.coefficients).ravel() for m in self.matrices[1:]]
+        hertz, *along = (separable(m, state.coefficients)[self.counts] for m in self.matrices)
         slopes = np.stack(along, axis=1) @ self.to_axes.astype(np.float32)
         away = (self.points - self.center).astype(np.float32)
         values, seen, by_field, by_slope, shifts, by_pose = [], [], [], [], [], []
@@ -219,7 +214,7 @@ class FieldProblem:
 
     def cost(self, view: FieldView, state: FieldState, variance: float) -> float:
         """Return the function that is minimised."""
-        data = float(view.squares[self.counts].sum(dtype=float)) * self.volume / variance
+        data = float(view.squares.sum(dtype=float)) * self.volume / variance
         bent = float((state.coefficients * self.lattice.bent(state.coefficients)).sum(dtype=float))
         held = self.gauge(state) / GAUGE_MM
         gains = state.gains[1:] / gain_spreads(len(self.shading))
@@ -244,17 +239,22 @@ class FieldProblem:
 
     def variance(self, view: FieldView) -> float:
         """Squared noise of the images, from the median of their differences."""
-        whole = self.counts & view.seen.all(axis=0)
+        whole = view.seen.all(axis=0)
         squares = view.squares[whole] if whole.any() else view.squares
         degrees = max(len(self.images) - 1, 1)
         return float(np.median(squares)) / (MEDIAN_OF_CHI_SQUARE * degrees) + LEAST_NOISE**2
 
+    def on_grid(self, values: np.ndarray) -> np.ndarray:
+        """Put values (P,) where their points are in the grid, (X, Y, Z); zero elsewhere."""
+        placed = np.zeros(self.counts.shape, np.float32)
+        placed[self.counts] = values
+        return placed
+
     def gathered(self, maps: dict[int, np.ndarray]) -> np.ndarray:
-        """Sum maps over the points, by the splines or slopes of their numbers: (A, B, C)."""
+        """Sum maps (X, Y, Z) over the grid, by splines or slopes of their numbers: (A, B, C)."""
         total = np.zeros(self.lattice.shape, np.float32)
         for term, values in maps.items():
-            back = [matrix.T for matrix in self.matrices[term]]
-            total += separable(back, values.reshape(self.shape))
+            total += separable([matrix.T for matrix in self.matrices[term]], values)
         return total
 
     def prior(self, border: np.ndarray, state: FieldState) -> np.ndarray:
