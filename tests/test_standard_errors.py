@@ -89,13 +89,13 @@ def test_the_poses_of_parts_are_those_of_a_bent_head_though_their_steps_add_up_t
     whole = own.sum(axis=1)
     steps = np.linalg.solve(whole, pulls)
     everyone = np.ones((3, 3), bool)
-    found = _poses_of_periods(steps, own, period, everyone)
+    (found,) = _poses_of_periods(steps, own, [period], everyone)
     np.testing.assert_allclose(found[1].T, course, atol=0.1 * np.abs(course).max())
     np.testing.assert_allclose(found[[0, 2]], 0, atol=1e-12)
     best = steps.sum(axis=2)  # of all slices together
     around = steps - np.linalg.solve(whole, np.einsum("nzab,nb->naz", own, best))
     np.testing.assert_allclose(around.sum(axis=2), 0, atol=1e-9)
-    mean = _poses_of_periods(around, own, period, everyone).mean(axis=2)
+    mean = _poses_of_periods(around, own, [period], everyone)[0].mean(axis=2)
     missed = course.mean(axis=0) - best[1]
     np.testing.assert_allclose(mean[1], missed, atol=0.1 * np.abs(course).max())
     assert np.linalg.norm(mean[1] - missed) < 0.3 * np.linalg.norm(missed)

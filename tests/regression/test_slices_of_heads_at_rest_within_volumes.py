@@ -64,14 +64,14 @@ def test_what_a_shell_has_in_common_is_the_models():
     steps[:6] = random.normal(size=(6, len(period)))
     alone = np.array(steps)
     steps[2] += random.normal(size=(6, len(period)))
-    found = _poses_of_periods(steps, own, period, similar_volumes(bvals))
+    (found,) = _poses_of_periods(steps, own, [period], similar_volumes(bvals))
     np.testing.assert_allclose(found[np.arange(n) != 2], 0, atol=1e-12)
-    moved = _poses_of_periods(steps - alone, own, period, similar_volumes(bvals))[2]
-    np.testing.assert_allclose(found[2], moved)
-    assert np.abs(moved).max() > 0.5
+    (moved,) = _poses_of_periods(steps - alone, own, [period], similar_volumes(bvals))
+    np.testing.assert_allclose(found[2], moved[2])
+    assert np.abs(moved[2]).max() > 0.5
 
 
-def test_volumes_are_compared_with_their_shell_or_with_the_mostsimilar_volumes_ones():
+def test_volumes_are_compared_with_their_shell_or_with_the_most_similar_ones():
     few = similar_volumes(np.repeat([0.0, 700.0, 2000.0], [1, 3, 12]))
     assert few[4:].sum(axis=1).tolist() == [12] * 12
     assert few[1:4].all()

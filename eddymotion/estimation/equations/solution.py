@@ -6,6 +6,7 @@ All errors come from a single reading of the volumes at the solution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -328,7 +329,7 @@ class Solution:
         # some orders are others that end where they begin: they tell the same
         alike = sorted({min(tuple(one), tuple(one.max() - one)) for one in periods})
         usual = np.ones((n, n), bool) if usual is None else usual
-        poses = [_poses_of_periods(steps, own, np.array(period), usual) for period in alike]
+        poses = _poses_of_periods(steps, own, [np.array(period) for period in alike], usual)
         mean = np.stack([one.mean(axis=2) for one in poses])
         apart = np.stack([_scatter_of_mean(one) for one in poses])
         farthest = ((mean**2).sum(axis=2) + np.einsum("onkk->on", apart)).argmax(axis=0)
@@ -415,15 +416,34 @@ def similar_volumes(bvals: np.ndarray) -> np.ndarray:
     return apart <= np.maximum(enough, shell_gap(bvals))[:, None]
 
 
-def _medians(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Median of values (N, …) over the volumes that are usual for each, (N, N) bool: (N, …)."""
-    kinds, kind = np.unique(usual, axis=0, return_inverse=True)
-    return np.stack([np.median(values[volumes], axis=0) for volumes in kinds])[kind]
+@dataclass(frozen=True, eq=False)
+class Kinds:
+    """Which volumes are usual for each, the same for all of a kind.
+
+    Parameters
+    ----------
+    usual : (K, N) bool array
+        For each kind.
+    kind : (N,) int array
+        Of each volume.
+    """
+
+    usual: np.ndarray
+    kind: np.ndarray
+
+    @classmethod
+    def of(cls, usual: np.ndarray) -> Kinds:
+        """Find the kinds in what is usual for each volume, (N, N) bool."""
+        return cls(*np.unique(usual, axis=0, return_inverse=True))
+
+    def medians(self, values: np.ndarray) -> np.ndarray:
+        """Median of values (N, …) over the volumes that are usual for each: (N, …)."""
+        return np.stack([np.median(values[volumes], axis=0) for volumes in self.usual])[self.kind]
 
 
 def _poses_of_periods(
-    steps: np.ndarray, own: np.ndarray, period: np.ndarray, usual: np.ndarray
-) -> np.ndarray:
+    steps: np.ndarray, own: np.ndarray, periods: Sequence[np.ndarray], usual: np.ndarray
+) -> list[np.ndarray]:
     """Solve for a pose in each period of a volume, (N, k, B), tied to those before and after.
 
     Slices that lost signal show nothing of where the head was: they take the steps of usual
@@ -435,18 +455,33 @@ def _poses_of_periods(
         By which each slice would move the pose, mm.
     own : (N, Z, k, k) array
         Normal matrix of each slice with itself.
-    period : (Z,) int array
-        Of each slice.
+    periods : sequence of (Z,) int array
+        Of each slice, in one order of the slices or another.
     usual : (N, N) bool array
         Volumes whose median steps are those of the model for each volume.
     """
-    member = (period[:, None] == np.unique(period)).astype(float)
-    seen = np.einsum("nzkk->nz", own)
-    shown = seen >= LEAST_SHOWN * _medians(seen, usual)
-    parts = np.where(shown[:, None], steps, _medians(steps, usual)) @ member
-    parts -= _medians(parts, usual)
-    parts *= (shown @ member > 0)[:, None]
-    matrices = np.einsum("nzkl,zb->nbkl", own, member, optimize=True)
+    kinds, seen = Kinds.of(usual), np.einsum("nzkk->nz", own)
+    shown = seen >= LEAST_SHOWN * kinds.medians(seen)
+    filled, found = np.where(shown[:, None], steps, kinds.medians(steps)), []
+    for period in periods:
+        member = (period[:, None] == np.unique(period)).astype(float)
+        parts = filled @ member
+        parts -= kinds.medians(parts)
+        parts *= (shown @ member > 0)[:, None]
+        found.append(_tied(parts, np.einsum("nzkl,zb->nbkl", own, member, optimize=True)))
+    return found
+
+
+def _tied(parts: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Solve for poses of periods (N, k, B) that follow each other.
+
+    Parameters
+    ----------
+    parts : (N, k, B) array
+        By which each period would move the pose, mm.
+    matrices : (N, B, k, k) array
+        Normal matrix of each period.
+    """
     pulls = matrices.sum(axis=1) @ parts
     n, n_parts, k, _ = matrices.shape
     away = np.diff(np.eye(n_parts), axis=0)
