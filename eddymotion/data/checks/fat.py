@@ -243,12 +243,8 @@ def _mean(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
     total = np.zeros(dwi.shape, np.float32, order="F")  # as volumes are
     for volume in volumes:
         total += dwi.signal[..., volume]
-    return _smooth(total / len(volumes), np.full(3, SMOOTHING))
-
-
-def _smooth(image: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Smooth an image by so many voxels along each axis."""
-    return smooth(image.T, widths[::-1]).T
+    mean: np.ndarray = scipy.ndimage.gaussian_filter(total / len(volumes), SMOOTHING)
+    return mean
 
 
 def _dark(image: np.ndarray) -> float:
@@ -283,5 +279,5 @@ def _level(image: np.ndarray, inside: np.ndarray, near: np.ndarray) -> np.ndarra
     """Return how far the brain within `near` voxels is above the background."""
     above = _above(image)
     brain = np.where(inside, np.minimum(above, 2 * np.median(above[inside])), 0.0)
-    total, known = (_smooth(part.astype(np.float32), near) for part in (brain, inside))
+    total, known = (smooth(part.T, near[::-1]).T for part in (brain, inside))
     return np.maximum(total, 1e-9 * total.max()) / np.maximum(known, 1e-9)
