@@ -48,6 +48,7 @@ def test_a_b0_of_the_other_polarity_gives_a_field(series, image_of_b0, tmp_path,
     assert not [*tmp_path.glob("fmap/*")]
 
 
+@pytest.mark.slow
 def test_what_a_call_in_another_order_wrote_does_not_stay(series, image_of_b0, tmp_path):
     def written(*images, options=("--distortion-group-merge", "concat")):
         assert correct.main([*map(str, images), "-o", str(tmp_path), *ONCE, *options]) == 0
