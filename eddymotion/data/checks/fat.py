@@ -24,7 +24,6 @@ import scipy
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.images.kernels import smooth
 from eddymotion.images.pyramid import head_scale
 
 LEAST_BVALUE = 400.0
@@ -279,5 +278,7 @@ def _level(image: np.ndarray, inside: np.ndarray, near: np.ndarray) -> np.ndarra
     """Return how far the brain within `near` voxels is above the background."""
     above = _above(image)
     brain = np.where(inside, np.minimum(above, 2 * np.median(above[inside])), 0.0)
-    total, known = (smooth(part.T, near[::-1]).T for part in (brain, inside))
+    total, known = (
+        scipy.ndimage.gaussian_filter(part.astype(np.float32), near) for part in (brain, inside)
+    )
     return np.maximum(total, 1e-9 * total.max()) / np.maximum(known, 1e-9)
