@@ -81,7 +81,7 @@ def test_edges_that_contradict_each_other_widen_the_weakest():
 
 
 @pytest.mark.parametrize("alike", [True, False])
-def test_a_tie_moves_its_volumes_alone_and_is_undone(alike):
+def test_a_tie_moves_its_volumes_alone(alike):
     """Be they moved alike or each its own way."""
     center, n = np.array([3.0, -5.0, 10.0]), 4
     random = np.random.default_rng(1)
@@ -99,10 +99,7 @@ def test_a_tie_moves_its_volumes_alone_and_is_undone(alike):
     assert (moved.standard_errors[[1, 3]] < errors[[1, 3]]).all()
     np.testing.assert_allclose(moved.standard_errors[[0, 2]], errors[[0, 2]])
     assert moved.frame_error == pytest.approx(np.sqrt(np.diag(after)[:3].max()))
-    back = tie.undone(moved)
-    np.testing.assert_allclose(back.matrices, poses, atol=1e-12)
-    np.testing.assert_allclose(back.standard_errors, errors, atol=1e-12)
-    np.testing.assert_allclose(back.frame_covariance, before)
+    np.testing.assert_allclose(moved.frame_covariance, after)
 
 
 def test_a_covariance_is_seen_from_the_frame_of_the_first_run():

@@ -21,12 +21,12 @@ from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import write_image
+from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.io.writing import read_json
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import OffResonance, Readout
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
-from eddymotion.pipeline.cache import _alone
 from eddymotion.pipeline.runs import SessionRun, _is_usable
 from eddymotion.pipeline.runs.account import issues_of
 from eddymotion.pipeline.runs.b0s import load_b0s
@@ -383,8 +383,8 @@ def test_mask_of_the_runs_lies_where_the_head_is(opposed):
     assert (moved.ravel()[inside] == (there[inside] > 0.5)).mean() > 0.97
 
 
-def test_motion_of_outputs_is_taken_back_into_the_frame_of_its_own_run(pose):
-    """What a finished run left serves another one with other settings."""
+def test_motion_in_the_frame_of_the_first_run_holds_that_of_its_own_run(pose, tmp_path):
+    """To the last bit: what a finished run left serves another one with other settings."""
     errors = np.full((2, 6), 0.1)
     alone = replace(Motion(np.stack([np.eye(4), pose])), standard_errors=errors)
     joined = JoinedRuns(
@@ -394,10 +394,11 @@ def test_motion_of_outputs_is_taken_back_into_the_frame_of_its_own_run(pose):
     moved = joined.motion(1, alone)
     np.testing.assert_allclose(moved.matrices, alone.matrices @ pose)
     np.testing.assert_allclose(moved.standard_errors, np.hypot(0.1, 0.2))
-    sidecar = {"RunPose": pose.tolist(), "RunPoseErrors": [0.2] * 6}
-    back = _alone(moved, sidecar)
-    np.testing.assert_allclose(back.matrices, alone.matrices, atol=1e-12)
-    np.testing.assert_allclose(back.standard_errors, errors)
+    files = tmp_path / "xfm.txt", tmp_path / "details.json"
+    write_motion(*files, moved)
+    back = read_written_motion(*files).alone
+    np.testing.assert_array_equal(back.matrices, alone.matrices)
+    np.testing.assert_array_equal(back.standard_errors, errors)
 
 
 @pytest.mark.parametrize(("times", "merged"), [((2.5, 2.5), 2.5), ((2.5, 3.0), None)])

@@ -48,11 +48,12 @@ def write_motion(
         With its off-resonance field.
     """
     write_itk(xfm_file, motion.matrices)
-    content: dict[str, Any] = {"n_volumes": len(motion)}
-    left_out = ("matrices", "trajectory") if whole else ("matrices", "trajectory", "off_resonance")
-    content |= _plain(motion, without=left_out)
-    if motion.trajectory is not None:
-        content["trajectory"] = _packed(motion.trajectory)
+    content = _details(motion, whole=whole)
+    if motion.alone is not None:
+        content["alone"] = {
+            "matrices": motion.alone.matrices.tolist(),
+            **_details(motion.alone, whole=whole),
+        }
     write_json(details_file, content)
 
 
@@ -75,7 +76,7 @@ def read_written_motion(xfm_file: str | Path, details_file: str | Path | None = 
         return Motion(matrices)
     try:
         content = json.loads(Path(details_file).read_text(encoding="utf-8"))
-        n_volumes = content.pop("n_volumes")
+        n_volumes = content["n_volumes"]
         if n_volumes != len(matrices):
             raise EddymotionError(
                 f"{details_file}: belongs to {n_volumes} volumes, {xfm_file} has {len(matrices)} "
@@ -91,6 +92,15 @@ def read_written_motion(xfm_file: str | Path, details_file: str | Path | None = 
         ) from error
 
 
+def _details(motion: Motion, *, whole: bool) -> dict[str, Any]:
+    """Return all but the matrices as what JSON can hold."""
+    left_out = ("matrices", "trajectory", "alone", *(() if whole else ("off_resonance",)))
+    content = {"n_volumes": len(motion)} | _plain(motion, without=left_out)
+    if motion.trajectory is not None:
+        content["trajectory"] = _packed(motion.trajectory)
+    return content
+
+
 def _matrices(xfm_file: str | Path) -> np.ndarray:
     try:
         return read_itk(xfm_file)
@@ -103,13 +113,15 @@ def _matrices(xfm_file: str | Path) -> np.ndarray:
 
 def _motion(matrices: np.ndarray, content: dict[str, Any]) -> Motion:
     """Turn what :func:`write_motion` made of all but the matrices into a motion again."""
+    n_volumes = content.pop("n_volumes")
     readers: dict[str, Callable[[Any], Any]] = {
         "eddy_currents": _eddy_currents,
         "frame_evidence": _frame_evidence,
         "off_resonance": _distortion,
         "order_doubt": str,
         "within_doubt": str,
-        "trajectory": lambda packed: _unpacked(len(matrices), **packed),
+        "trajectory": lambda packed: _unpacked(n_volumes, **packed),
+        "alone": lambda other: _motion(_value(other.pop("matrices")), other),
     }
     parts = {
         name: None if value is None else readers.get(name, _value)(value)

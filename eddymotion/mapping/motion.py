@@ -98,7 +98,10 @@ class Motion(HtmlValue):
         Covariance of the offset that `frame_error` is of: mm and rad about the centre of the
         brain.
     within_doubt : str, optional
-        Volumes within which the head moved while the times of their slices are unknown.
+        Volumes within which the head seems to have moved, while the times of their slices are
+        unknown.
+    alone : Motion, optional
+        What the series alone showed, where it is a run that others brought into one frame.
     """
 
     matrices: np.ndarray
@@ -114,6 +117,7 @@ class Motion(HtmlValue):
     order_doubt: str | None = None
     frame_covariance: np.ndarray | None = None
     within_doubt: str | None = None
+    alone: Motion | None = None
 
     def __post_init__(self) -> None:
         freeze(self, "motion", matrices="N 4 4", standard_errors="N 6", undetermined="k 6",
@@ -229,8 +233,8 @@ class Motion(HtmlValue):
     def select(self, volumes: np.ndarray | slice) -> Motion:
         """Poses, their errors and fields of some of the volumes."""
         return selected(
-            self, volumes, "matrices", "standard_errors", "eddy_currents", "unplaced",
-            "off_resonance", "trajectory",
+            replace(self, alone=None), volumes, "matrices", "standard_errors", "eddy_currents",
+            "unplaced", "off_resonance", "trajectory",
         )  # fmt: skip
 
     @property

@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ import numpy as np
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.finished import damage, intact, is_damaged, read_sidecar, sha256
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.runs.changing_field import errors_within
-from eddymotion.estimation.runs.ties import FrameTie
 from eddymotion.io.images import image_stem
 from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.sidecars import SeriesFiles
@@ -129,7 +127,7 @@ def _motion_of_outputs(
     if not all(intact(path, sidecar) for path in files):
         return None
     try:
-        motion = _alone(_rigid_motion(*files), sidecar)
+        motion = _rigid_motion(*files, of_run="RunPose" in sidecar)
         seconds = float(sidecar["StageSeconds"]["motion"])
     except (ValueError, KeyError, TypeError) as error:
         log.debug("%s: cannot be used (%s)", outputs["motion"], error)
@@ -141,27 +139,13 @@ def _motion_of_outputs(
     return motion
 
 
-def _alone(motion: Motion, sidecar: dict[str, Any]) -> Motion:
-    """Take a motion back from the frame of a session's runs into that of its own."""
-    if "RunPose" not in sidecar:
-        return motion
-    if sidecar.get("RunTie"):
-        motion = FrameTie.of(sidecar["RunTie"]).undone(motion)
-    pose = np.array(sidecar["RunPose"], float)
-    matrices = motion.matrices @ np.linalg.inv(pose)
-    spread = np.array(sidecar.get("RunFieldSpread", np.zeros(3)), float)
-    further = np.hypot(np.array(sidecar["RunPoseErrors"], float), errors_within(matrices, spread))
-    errors = motion.standard_errors
-    if errors is not None:
-        errors = np.sqrt(np.maximum(errors**2 - further**2, 0.0))
-    alone = replace(motion, matrices=matrices, standard_errors=errors)
-    return alone.with_errors_of_slices(
-        lambda e: np.sqrt(np.maximum(e**2 - further[:, None] ** 2, 0.0))
-    )
-
-
-def _rigid_motion(xfm_file: Path, details_file: Path) -> Motion:
+def _rigid_motion(xfm_file: Path, details_file: Path, *, of_run: bool = False) -> Motion:
+    """Read a motion that is rigid; of one of several runs, that which the run alone showed."""
     motion = read_written_motion(xfm_file, details_file)
+    if of_run:
+        if motion.alone is None:
+            raise ValueError("without the motion of the run alone")
+        motion = motion.alone
     turns = motion.matrices[:, :3, :3]
     products = turns @ np.swapaxes(turns, 1, 2)
     off = np.abs(products - np.eye(3)).max(axis=(1, 2), initial=0.0) > RIGID_TOLERANCE

@@ -324,7 +324,7 @@ def _warn_of_vibration(common: np.ndarray, in_mm: np.ndarray) -> None:
 
 
 def _within_doubt(dwi: DWI, errors: PoseErrors) -> str | None:
-    """Name volumes within which the head moved, if slice timing is unknown."""
+    """Name volumes within which the head seems to have moved, if slice timing is unknown."""
     volumes, why = errors.contradicted, dwi.acquisition.why_untimed
     if not len(volumes) or not why:
         return None
@@ -334,8 +334,8 @@ def _within_doubt(dwi: DWI, errors: PoseErrors) -> str | None:
     doubt = (
         f"volume{'s' if some else ''} {listed(volumes)}: slices contradict the pose of their "
         f"volume by up to {errors.contradictions_mm[volumes].max():.1f} mm; the head moved while "
-        f"{'they were' if some else 'it was'} acquired{others}, which cannot be "
-        f"estimated, since {why}; no single pose fits, and standard errors are larger"
+        f"{'they were' if some else 'it was'} acquired{others}, or the off-resonance field "
+        f"changed with its pose. Neither can be estimated, since {why}; standard errors are larger"
     )
     log.warning("motion within volumes: %s", doubt)
     return doubt

@@ -120,6 +120,7 @@ class JoinedRuns:
             matrices=alone.matrices @ self.poses[run],
             standard_errors=None if errors is None else np.hypot(errors, further),
             off_resonance=distortion,
+            alone=alone,
         )
         moved = moved.with_errors_of_slices(lambda errors: np.hypot(errors, further[:, None]))
         tie = self.ties[run] if self.ties else None

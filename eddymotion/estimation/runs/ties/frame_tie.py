@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How other runs move the diffusion-weighted volumes of a run, kept so that it can be undone."""
+"""How other runs move the diffusion-weighted volumes of a run."""
 
 from __future__ import annotations
 
@@ -82,11 +82,6 @@ class FrameTie:
         return moved.with_errors_of_slices(
             lambda errors: changed(errors, taken[:, None], given[:, None])
         )
-
-    def undone(self, motion: Motion) -> Motion:
-        """Return what :meth:`applied` was given."""
-        back = np.linalg.inv(self.offset)
-        return replace(self, offset=back, before=self.after, after=self.before).applied(motion)
 
     def _of_each(self, covariance: np.ndarray) -> np.ndarray:
         """Return a covariance for each of the volumes, (M, 6, 6)."""
