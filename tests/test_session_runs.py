@@ -185,6 +185,7 @@ def test_runs_that_leave_the_field_unsought_are_named(opposed, caplog):
     assert "the off-resonance field is not estimated" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_field_that_makes_images_less_alike_is_not_used(opposed, caplog):
     """As where something else than an image of the same head is given."""
     first, second = (RunImage.of(run, Motion.identity(2)) for run in opposed)
