@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import scipy
 
 from eddymotion.estimation.off_resonance.measured import MapAgreement
 from eddymotion.estimation.runs.changing_field import errors_within
 from eddymotion.estimation.runs.ties import FrameTie
+from eddymotion.images.masking import moved_mask
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance, SeriesField
 from eddymotion.wording import short_repr
@@ -141,8 +141,4 @@ class JoinedRuns:
         """Return the brain on another grid of the same frame, (X, Y, Z) bool."""
         if tuple(shape) == self.mask.shape and np.array_equal(affine, self.affine):
             return self.mask
-        to_own = np.linalg.inv(self.affine) @ affine
-        moved = scipy.ndimage.affine_transform(
-            self.mask.astype(np.float32), to_own[:3, :3], to_own[:3, 3], tuple(shape), order=1
-        )
-        return moved > 0.5
+        return moved_mask(self.mask, np.linalg.inv(self.affine) @ affine, tuple(shape))
