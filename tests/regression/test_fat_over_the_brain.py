@@ -217,8 +217,8 @@ def test_a_medium_that_does_not_diffuse_is_no_fat():
     assert not fat_over_brain(ball_in(lambda radius: radius < 20)).any()
 
 
-@pytest.mark.parametrize("gain", [0.6, 0.75, 1.3])
-def test_another_gain_at_b0_makes_no_fat(moving, fatty, gain):
+@pytest.mark.parametrize("gain", [0.4, 0.6, 0.75, 1.3])
+def test_another_gain_at_b0_makes_and_hides_no_fat(moving, fatty, gain):
     for dwi, has_some in ((moving, False), (fatty, True)):
         gains = np.where(dwi.gradients.is_b0, gain, 1.0).astype(np.float32)
         found = fat_over_brain(replace(dwi, signal=dwi.signal * gains))
@@ -285,11 +285,10 @@ def test_fat_is_looked_for_where_tissue_is_attenuated(numbers, least):
 
 @pytest.mark.parametrize(
     ("bval", "usual", "unit"),
-    [(1000.0, 0.9, 0.9), (1000.0, 0.3, 0.6), (1000.0, -0.2, np.inf), (3000.0, 0.9, 1.2)],
+    [(1000.0, 0.9, 0.9), (1000.0, 0.3, 0.6), (1000.0, -0.2, 0.6), (3000.0, 0.9, 1.2)],
 )
 def test_attenuation_is_in_units_of_that_of_a_brain(bval, usual, unit):
     """Another gain at b=0 does not make differences between tissues larger."""
     lost = usual + np.array([-0.2, -0.1, 0.0, 0.1, 0.5])
     found = _attenuation(np.exp(lost), np.ones(5), np.ones(5, bool), bval)
-    expected = 1 + (lost - usual) / unit if np.isfinite(unit) else np.full(5, np.inf)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, 1 + (lost - usual) / unit, atol=1e-6)

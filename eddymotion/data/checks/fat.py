@@ -33,9 +33,6 @@ LEAST_DIRECTIONS = 6
 """So many volumes, if there are, tell how tissue is attenuated: across fibres a single direction
 hardly attenuates white matter. Lower b-values take part where the high ones are fewer."""
 
-LEAST_LOST = 0.05
-"""Attenuation (logarithm) of the brain, below which it tells tissue from nothing else."""
-
 LEAST_DIFFUSIVITY, UP_TO = 0.6e-3, 2000.0
 """Of a brain, mm²/s, up to a b-value: what seems to be less is another gain of the b=0 volumes, or
 fixed tissue. Ten real series have 0.7e-3 to 1e-3."""
@@ -262,8 +259,6 @@ def _attenuation(
     least = 1e-9 * b0.max()
     lost = np.log(np.maximum(b0, least) / np.maximum(weighted, least))
     usual = np.median(lost[inside])
-    if not usual > LEAST_LOST:
-        return np.full_like(lost, np.inf)
     unit = max(usual, LEAST_DIFFUSIVITY * min(bval, UP_TO))
     return 1.0 + (lost - usual) / unit
 
