@@ -14,7 +14,6 @@ from t1w import anatomy
 
 from eddymotion.cli import correct
 from eddymotion.derivatives import Outputs
-from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
 from eddymotion.io.images import write_image
 from eddymotion.io.itk import read_itk
@@ -24,7 +23,7 @@ from eddymotion.io.warps import read_displacements
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.pairs.measures import resampled_onto
-from eddymotion.pipeline.output_space import find_output_space, write_output_space
+from eddymotion.pipeline.output_space import space_of, write_output_space
 from eddymotion.pipeline.output_space.pair import SpacePair, _better, coarsened
 from eddymotion.pipeline.output_space.reference import (
     Reference,
@@ -32,6 +31,7 @@ from eddymotion.pipeline.output_space.reference import (
     reference_image,
 )
 from eddymotion.pipeline.output_space.space import OutputSpace
+from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.target import Target
 from eddymotion.registration import Registration, Warp
 from eddymotion.resampling import Resampled
@@ -107,12 +107,17 @@ def test_b_vectors_turn_with_motion_and_with_the_rotation_of_the_space(series):
     np.testing.assert_allclose(resampled.gradients.bvecs[dwi.gradients.dwis], expected, atol=1e-6)
 
 
+def found_space(series, target, transform="auto"):
+    settings = Settings(output_space=Path("t1w.nii.gz"), output_space_transform=transform)
+    return space_of(*series, Target(target), settings)
+
+
 @pytest.mark.slow
 def test_t1w_of_the_same_head_is_found(series):
-    dwi, motion = series
+    dwi, _ = series
     true = rigid_matrix([9.0, -14.0, 6.0], np.deg2rad([6, -9, 12]), np.zeros(3))
     target = anatomy(4.0, true)
-    space = find_output_space(dwi, motion, Target(target))
+    space = found_space(series, target)
     assert space.transform == "rigid"
     assert brain_error(space, true, dwi) < 1.0
     assert space.quality.after.similarity > space.quality.before.similarity
@@ -126,17 +131,16 @@ def brain_error(space, true, dwi):
 
 
 def test_image_at_the_same_place_and_blank_grid_keep_the_world(series):
-    dwi, motion = series
-    assert find_output_space(dwi, motion, Target(anatomy(4.0, np.eye(4)))) is None
+    assert found_space(series, anatomy(4.0, np.eye(4))) is None
     blank = Image(np.zeros((30, 30, 30), np.float32), np.diag([5, 5, 5, 1.0]))
-    assert find_output_space(dwi, motion, Target(blank)) is None
-    assert find_output_space(dwi, motion, Target(blank), transform="none") is None
+    assert found_space(series, blank) is None
+    assert found_space(series, blank, transform="none") is None
 
 
 @pytest.mark.slow
 def test_template_is_found_by_affine_and_warp(series):
     """The warp explains the template's shape better than the affine, and is written whole."""
-    dwi, motion = series
+    dwi, _ = series
     true = rigid_matrix([9.0, 4.0, -6.0], np.deg2rad([5, 4, -8]), np.zeros(3)) @ np.diag(
         [1.1, 0.9, 1.08, 1.0]
     )
@@ -149,11 +153,11 @@ def test_template_is_found_by_affine_and_warp(series):
     expected = apply_affine(true, bend(points))
     errors = {}
     for transform in ("affine", "syn"):
-        space = find_output_space(dwi, motion, Target(target), transform=transform)
+        space = found_space(series, target, transform=transform)
         errors[transform] = np.linalg.norm(space(points) - expected, axis=1).mean()
     assert errors["syn"] < 0.7 * errors["affine"]
     assert errors["syn"] < 0.5 * dwi.voxel_sizes.min()
-    assert find_output_space(dwi, motion, Target(target)).transform == "syn"
+    assert found_space(series, target).transform == "syn"
 
 
 def test_reference_gets_the_contrast_of_the_target(series):
@@ -236,15 +240,6 @@ def test_fa_of_known_tensors():
     eigenvalues = np.array([[1.7, 0.3, 0.3], [1.0, 1.0, 1.0]])
     tensors = np.array([[a, 0, b, 0, 0, c] for a, b, c in eigenvalues]).T
     np.testing.assert_allclose(fractional_anisotropy(tensors), [0.799, 0.0], atol=1e-3)
-
-
-def test_unknown_names_list_the_known(series):
-    dwi, motion = series
-    blank = Image(np.zeros((4, 4, 4)), np.eye(4))
-    with pytest.raises(EddymotionError, match="use one of auto, none, rigid, affine, syn"):
-        find_output_space(dwi, motion, Target(blank), transform="nonlinear")
-    with pytest.raises(EddymotionError, match="use one of dwiref, fa"):
-        find_output_space(dwi, motion, Target(blank), contrast="T2")
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,6 @@ from nibabel.affines import apply_affine
 
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
-from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
 from eddymotion.io.transforms import write_linear
 from eddymotion.io.warps import whole_displacements, write_displacements
@@ -40,7 +39,6 @@ from eddymotion.pipeline.output_space.space import OutputSpace, Overlay
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.target import Target
 from eddymotion.registration.problem import foreground
-from eddymotion.wording import shown
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +46,6 @@ REMEDY = (
     "check the figure of the output space; give the brain of the image with "
     "--output-space-mask, or another --output-space-transform"
 )
-
-TRANSFORMS = ("auto", "none", "rigid", "affine", "syn")
-CONTRASTS = ("dwiref", "fa")
 
 SAME_SIZE = 0.06
 """Stretches below this are no sign of another head: gradients, and the distortion of echo-planar
@@ -64,17 +59,19 @@ MIRRORED = 1.05
 """A mirror image is preferred if it shares more information than the image, by this factor."""
 
 
-def find_output_space(
+def space_of(
     dwi: DWI,
     motion: Motion,
-    target: Target,
-    *,
-    transform: str = "auto",
-    contrast: str = "dwiref",
+    target: Target | None,
+    settings: Settings,
     frame: Reference | None = None,
-    seed: int = 0,
 ) -> OutputSpace | None:
-    """Register the reference of a series to an image.
+    """Register the reference of a series to an image, as the settings say.
+
+    By the transform ``auto``, nothing is registered where the target is blank, a mere grid, or the
+    images are at the same place already (within :data:`SAME_PLACE`). It is ``rigid`` where both
+    heads have the same size (within :data:`SAME_SIZE`), and ``syn`` otherwise, which is affine,
+    and then a warp.
 
     Parameters
     ----------
@@ -82,17 +79,11 @@ def find_output_space(
         The original series.
     motion : Motion
         Reference → volume.
-    target : Target
-    transform : {"auto", "none", "rigid", "affine", "syn"}
-        ``auto``: nothing where the target is blank, a mere grid, or the images are at the same
-        place already (within :data:`SAME_PLACE`); ``rigid`` where both heads have the same size
-        (within :data:`SAME_SIZE`), ``syn`` otherwise. ``syn`` is affine, and then a warp.
-    contrast : {"dwiref", "fa"}
-        What is registered: the mean b=0, or the fractional anisotropy.
+    target : Target, optional
+    settings : Settings
     frame : Reference, optional
-        Registered instead of the mean b=0 of this series, of which it shares the frame.
-    seed : int
-        Of the points at which images are compared.
+        What all runs of a session show together, so that each finds the same. It is registered
+        instead of the mean b=0 of this series, with which it shares the frame.
 
     Returns
     -------
@@ -102,11 +93,12 @@ def find_output_space(
     Raises
     ------
     EddymotionError
-        If a name is unknown, or the images cannot be registered.
+        If the images cannot be registered.
     """
-    _check_name("transform", transform, TRANSFORMS)
-    _check_name("contrast", contrast, CONTRASTS)
-    given = target.image
+    if target is None:
+        return None
+    given, seed = target.image, settings.random_seed
+    transform, contrast = settings.output_space_transform, settings.output_space_contrast
     image = Image(np.nan_to_num(given.data, posinf=0.0, neginf=0.0), given.affine)
     blank = np.ptp(image.data) == 0
     if transform == "none" or (transform == "auto" and blank):
@@ -173,37 +165,6 @@ def _is_same_place(matrix: np.ndarray, pair: SpacePair) -> bool:
         "output space: %.2g mm from the series, the same place; only its grid is taken", apart
     )
     return True
-
-
-def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise EddymotionError(
-            f"output space: {kind} {shown(name)} is unknown; use one of {', '.join(known)}"
-        )
-
-
-def space_of(
-    dwi: DWI,
-    motion: Motion,
-    target: Target | None,
-    settings: Settings,
-    frame: Reference | None = None,
-) -> OutputSpace | None:
-    """Find the output space as the settings say; None where the world coordinates are kept.
-
-    `frame` is what all runs of a session show together, so that each finds the same.
-    """
-    if target is None:
-        return None
-    return find_output_space(
-        dwi,
-        motion,
-        target,
-        transform=settings.output_space_transform,
-        contrast=settings.output_space_contrast,
-        frame=frame,
-        seed=settings.random_seed,
-    )
 
 
 def write_output_space(space: OutputSpace | None, dwi: DWI, outputs: Outputs) -> None:
