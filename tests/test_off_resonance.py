@@ -2,6 +2,7 @@
 """The off-resonance field: as a value, from images of opposite polarity, and from maps."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -373,6 +374,7 @@ def test_what_is_stretched_counts_most_in_the_combination():
         (lambda a, b: [a], "1 image given"),
         (lambda a, b: [a, Distorted(b.image, a.readout)], "same phase encoding in space"),
         (lambda a, b: [a, Distorted(_away(b.image), b.readout)], "image 2 shows 0 voxels"),
+        (lambda a, b: [a, Distorted(_away(b.image), b.readout, "b")], "b shows 0 .* image 1"),
     ],
 )
 def test_images_that_tell_nothing_are_refused(change, words):
@@ -584,6 +586,24 @@ def test_a_pair_without_readout_times_works_with_a_warning(tmp_path, caplog):
     assert inputs.nominal
     assert "no TotalReadoutTime next to it" in caplog.text
     assert len({one.readout.mm_per_hertz for one in inputs.images}) == 1
+    assert [one.name for one in inputs.images] == [path.name for path in paths]
+
+
+def test_readout_times_that_differ_leave_none_for_another_image(tmp_path):
+    """All images had that of the first of them."""
+    paths = [*written_pair(tmp_path), str(tmp_path / "third.nii.gz")]
+    shutil.copy(paths[0], paths[2])
+    (tmp_path / "third.json").write_text('{"PhaseEncodingDirection": "i"}')
+    assert read_times(paths) == [0.04, 0.04, 0.04]
+    other = '{"PhaseEncodingDirection": "j", "TotalReadoutTime": 0.03}'
+    (tmp_path / "sub-1_dir-PA_epi.json").write_text(other)
+    with pytest.raises(EddymotionError, match=r"third.*no TotalReadoutTime .*0\.03 and 0\.04 s"):
+        read_times(paths)
+
+
+def read_times(paths):
+    inputs = read_inputs(FieldmapPaths(tuple(map(Path, paths))), FieldmapSettings())
+    return [encoding["TotalReadoutTime"] for encoding in inputs.encodings]
 
 
 @pytest.mark.parametrize(

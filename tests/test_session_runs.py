@@ -15,7 +15,13 @@ from eddymotion.derivatives.session import SessionOutputs
 from eddymotion.estimation.off_resonance.measured import MapAgreement
 from eddymotion.estimation.runs import join_runs
 from eddymotion.estimation.runs.joined import JoinedRuns
-from eddymotion.estimation.runs.readouts import differ, readouts_of, tell_field, without_times
+from eddymotion.estimation.runs.readouts import (
+    differ,
+    readouts_of,
+    tell_field,
+    warn_of_readouts,
+    without_times,
+)
 from eddymotion.estimation.runs.run_image import RunImage
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
@@ -179,10 +185,24 @@ def test_the_field_is_told_by_runs_of_one_contrast(opposed, motions, grid, pose)
 
 def test_runs_that_leave_the_field_unsought_are_named(opposed, caplog):
     images = [RunImage.of(run, Motion.identity(2)) for run in opposed]
-    joined = join_runs([images[0], replace(images[1], readout_time=None)])
+    narrow = Image(images[1].image.data[:, 1:], images[1].image.affine)
+    joined = join_runs([images[0], replace(images[1], readout_time=None, image=narrow)])
     assert joined.field is None
-    assert "run 2 of 2" in caplog.text
+    assert "run 2 of 2: its sidecar has no TotalReadoutTime, so that" in caplog.text
     assert "the off-resonance field is not estimated" in caplog.text
+
+
+def test_a_readout_time_holds_for_other_runs_of_the_grid(opposed, caplog):
+    """A run without one left the field of both polarities unsought."""
+    first, second = (RunImage.of(run, Motion.identity(2)) for run in opposed)
+    runs = [first, replace(second, readout_time=None, name="pa.nii.gz")]
+    readouts = readouts_of(runs)
+    assert readouts[1].mm_per_hertz == readouts[0].mm_per_hertz
+    assert tell_field(runs, readouts)
+    warn_of_readouts(runs, readouts)
+    assert f"pa.nii.gz: its sidecar has no TotalReadoutTime; {READOUT_TIME:g} s" in caplog.text
+    third = replace(first, readout_time=2 * READOUT_TIME)
+    assert readouts_of([*runs, third])[1] is None  # whose would it be?
 
 
 @pytest.mark.slow
@@ -211,16 +231,16 @@ def test_turned_slices_are_no_other_polarity(opposed):
 
 def test_readout_times_that_no_run_says_are_taken_as_equal(opposed, caplog):
     images = [replace(RunImage.of(run, Motion.identity(2)), readout_time=None) for run in opposed]
-    shifts = [readout.shift for readout in readouts_of(images)]
-    np.testing.assert_allclose(shifts[0], -shifts[1])
+    readouts = readouts_of(images)
+    np.testing.assert_allclose(readouts[0].shift, -readouts[1].shift)
+    warn_of_readouts(images, readouts)
     assert "TotalReadoutTime is in no sidecar" in caplog.text
     caplog.clear()
-    readouts_of([images[0], images[0]])  # of one polarity: no field is sought
+    alike = [images[0], images[0]]  # of one polarity: no field is sought
+    warn_of_readouts(alike, readouts_of(alike))
     assert not caplog.text
-    one_says = [images[0], replace(images[1], readout_time=0.03)]
-    assert readouts_of(one_says)[0] is None
     assert without_times(images)
-    assert not without_times(one_says)
+    assert not without_times([images[0], replace(images[1], readout_time=0.03)])
 
 
 def test_a_field_in_hertz_is_refused_where_no_run_says_its_readout_time(opposed, field, tmp_path):
@@ -280,9 +300,10 @@ def test_a_field_is_read_in_the_units_of_its_sidecar(opposed, field, tmp_path):
 @pytest.mark.slow
 def test_a_measured_map_is_compared_where_polarities_tell_the_field(opposed, field, tmp_path):
     images = [RunImage.of(run, Motion.identity(2)) for run in opposed]
-    assert tell_field(images)
-    assert not tell_field(images[:1])
-    assert not tell_field([images[0], replace(images[1], readout_time=None)])
+    assert tell_field(images, readouts_of(images))
+    assert not tell_field(images[:1], readouts_of(images[:1]))
+    unknown = [*images, replace(inverted(images[1]), encoding=None)]
+    assert not tell_field(unknown, readouts_of(unknown))
     files = MeasuredFiles({"fieldmap": tmp_path / "fieldmap.nii.gz"})
     write_image(files.files["fieldmap"], 40.0 + 1.1 * field.data, field.affine)
     (tmp_path / "fieldmap.json").write_text('{"Units": "Hz"}')

@@ -121,8 +121,10 @@ def read_inputs(paths: FieldmapPaths, settings: FieldmapSettings) -> Inputs:
     times, nominal = _readout_times(paths, sidecars, settings.readout_time)
     images = [_volume(path, settings.ignore) for path in paths.images]
     distorted = tuple(
-        Distorted(image, Readout.of(image.affine, direction, time))
-        for image, direction, time in zip(images, directions, times, strict=True)
+        Distorted(image, Readout.of(image.affine, direction, time), path.name)
+        for path, image, direction, time in zip(
+            paths.images, images, directions, times, strict=True
+        )
     )
     encodings = tuple(
         {"PhaseEncodingDirection": direction, "TotalReadoutTime": None if nominal else time}
@@ -185,6 +187,12 @@ def _readout_times(
         raise EddymotionError(
             f"{missing}: no TotalReadoutTime next to it, without which displacements are not "
             "known from a measured map; add it to the sidecar (s), or give --readout-time"
+        )
+    if len(set(known)) > 1:
+        listed = " and ".join(f"{time:g}" for time in sorted(set(known)))
+        raise EddymotionError(
+            f"{missing}: no TotalReadoutTime next to it, and those of the other images differ "
+            f"({listed} s); add it to the sidecar (s), or give --readout-time"
         )
     used = float(known[0]) if known else NOMINAL_READOUT_S
     log.warning(

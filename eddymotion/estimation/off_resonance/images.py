@@ -28,10 +28,11 @@ opposite polarities differ by twice it. A fifth, from another grid, led fields a
 
 @dataclass(frozen=True, eq=False)
 class Distorted:
-    """An echo-planar image, and how it was read out."""
+    """An echo-planar image, how it was read out, and the name of its file, if it has one."""
 
     image: Image
     readout: Readout
+    name: str = ""
 
     __repr__ = short_repr
 
@@ -101,13 +102,13 @@ def check_images(images: Sequence[Distorted]) -> None:
 def check_overlap(images: Sequence[Distorted], mask: np.ndarray, poses: np.ndarray) -> None:
     """Raise if one of the images shows next to nothing of the first one's brain."""
     points = apply_affine(images[0].image.affine, np.argwhere(mask))
-    for number, (one, pose) in enumerate(zip(images, poses, strict=True)):
+    for number, (one, pose) in enumerate(zip(images, poses, strict=True), start=1):
         n_common = int(inside_grid(apply_affine(pose, points), one.image).sum())
         if n_common < min(MIN_COMMON, len(points)):
             raise EddymotionError(
-                f"off-resonance field: image {number + 1} shows {n_common} voxels of the first "
-                f"one's brain, expected at least {MIN_COMMON}; give images of the same head, or "
-                "correct their affines"
+                f"off-resonance field: {one.name or f'image {number}'} shows {n_common} voxels of "
+                f"the brain of {images[0].name or 'image 1'}, expected at least {MIN_COMMON}; "
+                "give images of the same head, or correct their affines"
             )
 
 

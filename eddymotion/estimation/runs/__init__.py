@@ -34,7 +34,8 @@ from eddymotion.estimation.runs.readouts import (
     differ,
     of_one_contrast,
     readouts_of,
-    warn_of_unknown,
+    tell_field,
+    warn_of_readouts,
     without_times,
 )
 from eddymotion.estimation.runs.run_image import RunImage
@@ -109,7 +110,7 @@ def join_runs(
     compute, measured = compute or Compute(), field is not None
     readouts = readouts_of(runs, measured=measured)
     images = [
-        Distorted(run.image, readout or UNKNOWN_READOUT)
+        Distorted(run.image, readout or UNKNOWN_READOUT, run.name)
         for run, readout in zip(runs, readouts, strict=True)
     ]
     placed = _placed(runs, images, readouts, field, seeks_field, compute)
@@ -176,8 +177,9 @@ def _placed(
     """Register the runs to the first, together with a field where one is sought and shown."""
     first, alike = runs[0], of_one_contrast(runs)
     start = rigid_start(images, first.brain, compute.seed)
-    shown = differ([readouts[run] for run in alike]) and None not in readouts
-    if seeks_field and field is None and shown:
+    if seeks_field or field is not None:
+        warn_of_readouts(runs, readouts, measured=field is not None)
+    if seeks_field and field is None and tell_field(runs, readouts):
         telling, poses = [images[run] for run in alike], start.copy()
         coarse = estimate_off_resonance(
             telling, poses=start[alike], levels=LEVELS[:N_COARSE], seed=compute.seed
@@ -193,8 +195,6 @@ def _placed(
         brightness = np.ones((len(runs), *first.image.data.shape), np.float32)
         brightness[alike] = found.brightness
         return PlacedRuns(start, poses, left_open, field, brightness)
-    if seeks_field or field is not None:
-        warn_of_unknown(runs, readouts, measured=field is not None)
     return PlacedRuns.registered(start, field)
 
 

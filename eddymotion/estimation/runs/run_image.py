@@ -31,8 +31,6 @@ class RunImage:
     brain : (X, Y, Z) bool array
     encoding : (3,) array, optional
         Phase-encoding vector, RAS+.
-    voxel_mm : float
-        Size of a voxel along it.
     readout_time : float, optional
         Seconds.
     ends : (2, 4, 4) array
@@ -46,40 +44,47 @@ class RunImage:
     diffusion : ShownDiffusion, optional
         Diffusion-weighted volumes, where they lie in the frame of the b=0 volumes with an error
         that is known.
+    name : str
+        Of its file, if it has one.
     """
 
     image: Image
     brain: np.ndarray
     encoding: np.ndarray | None
-    voxel_mm: float
     readout_time: float | None
     ends: np.ndarray
     end_errors: np.ndarray
     b0_poses: np.ndarray
     is_b0: bool = True
     diffusion: ShownDiffusion | None = None
+    name: str = ""
 
     __repr__ = short_repr
 
     @classmethod
     def of(cls, run: DWI, motion: Motion, n_threads: int = 1) -> RunImage:
         """Take what counts from a run and its motion in its own frame."""
-        encoding = run.acquisition.common_phase_encoding
-        axis = 0
-        if encoding is not None:
-            axis = int(np.abs(np.linalg.inv(run.affine)[:3, :3] @ encoding).argmax())
         return cls(
             mean_b0(run, motion, n_threads),
             run.mask,
-            encoding,
-            float(run.voxel_sizes[axis]),
+            run.acquisition.common_phase_encoding,
             run.acquisition.common_readout_time,
             motion.head[[0, -1]],
             _end_errors(motion),
             motion.matrices[_averaged(run)],
             bool(len(run.gradients.b0s)),
             ShownDiffusion.of(run, motion, n_threads),
+            run.source.name if run.source else "",
         )
+
+    @property
+    def encoded(self) -> tuple[int, float]:
+        """Number and size (mm) of the voxels along the phase encoding; none if that is unknown."""
+        if self.encoding is None:
+            return 0, 0.0
+        to_voxels = np.linalg.inv(self.image.affine)[:3, :3]
+        axis = int(np.abs(to_voxels @ self.encoding).argmax())
+        return self.image.data.shape[axis], float(self.image.voxel_sizes[axis])
 
     @property
     def center(self) -> np.ndarray:

@@ -52,8 +52,8 @@ def joined_of(
     field, wanted = None, measured and "fieldmaps" not in settings.ignore
     if settings.fieldmap is not None:
         field = _given_field(settings.fieldmap, images[0], settings.ignore)
-    elif wanted and not tell_field(images):
-        field = _measured_field(images[0], measured, settings)
+    elif wanted and not tell_field(images, readouts_of(images)):
+        field = _measured_field(images, measured, settings)
     joined = join_runs(
         images,
         field=field,
@@ -84,10 +84,10 @@ def _beside(joined: JoinedRuns, files: MeasuredFiles, settings: Settings) -> np.
 
 
 def _measured_field(
-    first: RunImage, files: MeasuredFiles, settings: Settings
+    runs: Sequence[RunImage], files: MeasuredFiles, settings: Settings
 ) -> OffResonance | None:
     """Make the field of a measured map in the frame of the first run, if that can be done."""
-    (readout,) = readouts_of([first])
+    first, readout = runs[0], readouts_of(runs, measured=True)[0]
     if readout is None:
         log.warning(
             "%s: not used, since the displacement of the series by off-resonance is not known; "
