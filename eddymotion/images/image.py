@@ -14,6 +14,7 @@ from eddymotion.images.kernels import (
     PADDING,
     sample_points,
     sample_points_with_gradient,
+    sampled_grid,
     spline_coefficients,
 )
 from eddymotion.wording import format_sizes, short_repr
@@ -120,6 +121,20 @@ class Spline(Continuous):
             self.coefficients, self.mapping(pose), as_points(points), values, slopes
         )
         return values, slopes.T
+
+    def on_grid(self, shape: tuple[int, ...], affine: np.ndarray, pose: np.ndarray) -> np.ndarray:
+        """Return samples at the voxels of a grid, (Z, Y, X) float32; zero outside the image.
+
+        Parameters
+        ----------
+        shape : (3,) tuple
+        affine : (4, 4) array
+            Of the grid.
+        pose : (4, 4) array
+            World of the grid → that of the image.
+        """
+        mapping = np.linalg.inv(self.affine) @ pose @ affine
+        return sampled_grid(self.coefficients, mapping, shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -310,7 +310,7 @@ def sample_points_with_gradient(coefficients, matrix, points, values, gradients)
 
 
 @compiled
-def sample_grid(coefficients, matrix, outside, values):
+def sample_grid(coefficients, matrix, values):
     """Sample on a whole grid.
 
     Parameters
@@ -319,10 +319,8 @@ def sample_grid(coefficients, matrix, outside, values):
         From :func:`spline_coefficients`.
     matrix : (3, 4) float64 array
         Grid index (a, b, c) → position in the sampled volume, both in voxels.
-    outside : float
-        Value of grid points outside the sampled volume.
     values : (A, B, C) float32 array
-        Filled.
+        Filled; zero outside the sampled volume.
     """
     for i in range(values.shape[0]):
         for j in range(values.shape[1]):
@@ -335,8 +333,25 @@ def sample_grid(coefficients, matrix, outside, values):
                     start_a + matrix[0, 2] * k,
                     start_b + matrix[1, 2] * k,
                     start_c + matrix[2, 2] * k,
-                    outside,
+                    0.0,
                 )
+
+
+def sampled_grid(
+    coefficients: np.ndarray, mapping: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Sample on a whole grid of a shape (X, Y, Z): (Z, Y, X) float32, zero outside the volume.
+
+    Parameters
+    ----------
+    coefficients : padded float32 array
+        From :func:`spline_coefficients`.
+    mapping : (3 or 4, 4) array
+        Voxels (x, y, z) of the grid → those of the sampled volume.
+    """
+    values = np.empty(shape[::-1], np.float32)
+    sample_grid(coefficients, kernel_order(mapping), values)
+    return values
 
 
 @emitted

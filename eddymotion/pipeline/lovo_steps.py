@@ -35,7 +35,6 @@ from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_o
 from eddymotion.estimation.quality import ENOUGH, fitted, predict
 from eddymotion.images.grid import Box, Grid, mask_center
 from eddymotion.images.image import Image
-from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.io.images import image_stem, read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.motion import read_written_motion
@@ -53,7 +52,6 @@ from eddymotion.pipeline.stages import load_series, model_for, tables_of
 from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.registry import chosen_registrar
 from eddymotion.resampling.masks import covered_mask, mask_on_grid
-from eddymotion.resampling.reading import voxel_mapping
 
 
 def split(series: SeriesFiles, settings: Settings, out_dir: Path) -> Paths:
@@ -125,10 +123,7 @@ def _grid_of(image: Image) -> Grid:
 
 
 def _resampled(volume: Image, pose: np.ndarray, grid: Box, nonnegative: bool) -> np.ndarray:
-    resampled = np.empty(grid.shape[::-1], np.float32)
-    coefficients = spline_coefficients(np.ascontiguousarray(volume.data.T))
-    mapping = voxel_mapping(volume.affine, pose, grid.affine)
-    sample_grid(coefficients, kernel_order(mapping), 0.0, resampled)
+    resampled = volume.spline.on_grid(grid.shape, grid.affine, pose)
     if nonnegative:
         np.maximum(resampled, 0.0, out=resampled)
     return resampled.T

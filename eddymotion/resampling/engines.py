@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from eddymotion.images.image import Image, Spline
-from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
+from eddymotion.images.kernels import kernel_order, sampled_grid, spline_coefficients
 from eddymotion.images.stack import SliceStack
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.field_kernels import sample_grid_through_field
@@ -75,10 +75,10 @@ def _types_of_points() -> tuple[type[Any], type[TransformBase]]:
 def with_kernel(volume: np.ndarray, where: Reading) -> np.ndarray:
     """Interpolate by the compiled kernels, in single precision."""
     coefficients = spline_coefficients(np.ascontiguousarray(volume.T))
-    resampled = np.empty(where.shape[::-1], np.float32)
     if where.is_affine:
-        sample_grid(coefficients, kernel_order(where.voxels), 0.0, resampled)
-    elif where.polynomial is not None:
+        return sampled_grid(coefficients, where.voxels, where.shape).T
+    resampled = np.empty(where.shape[::-1], np.float32)
+    if where.polynomial is not None:
         _through_field(coefficients, where, where.polynomial, resampled)
     else:
         spline = Spline(coefficients, where.image_affine)

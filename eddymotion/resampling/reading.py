@@ -82,7 +82,7 @@ class Reading:
     @property
     def voxels(self) -> np.ndarray:
         """Voxels of the grid → voxels of the volume, without fields and space: (3, 4)."""
-        return voxel_mapping(self.image_affine, self.mapping.pose, self.affine)
+        return (np.linalg.inv(self.image_affine) @ self.mapping.pose @ self.affine)[:3]
 
     def slabs(
         self, *, compiled: bool = False
@@ -203,13 +203,6 @@ def mapped_grid(shape: tuple[int, int, int], affine: np.ndarray, space: SpaceMap
         mapped = space(grid_points(shape, affine, order="F", slab=slab))
         points[slab] = mapped.reshape(points[slab].shape)
     return points
-
-
-def voxel_mapping(
-    affine: np.ndarray, matrix: np.ndarray, grid_affine: np.ndarray | None = None
-) -> np.ndarray:
-    """Voxels of the output grid → voxels of the original volume, (3, 4)."""
-    return (np.linalg.inv(affine) @ matrix @ (affine if grid_affine is None else grid_affine))[:3]
 
 
 def inside_image(

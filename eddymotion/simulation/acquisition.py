@@ -15,7 +15,7 @@ from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import Grid, block_means, grid_points
 from eddymotion.images.image import Image, Spline
-from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
+from eddymotion.images.kernels import sampled_grid, spline_coefficients
 from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import Progress, parallel_map, silent
 from eddymotion.mapping.motion import Motion
@@ -319,17 +319,10 @@ def voxel_means(head: np.ndarray, to_head: np.ndarray, shape: tuple[int, ...]) -
     """
     coefficients = spline_coefficients(np.ascontiguousarray(head.T))
     total = np.zeros(shape[::-1], np.float32)
-    sampled = np.empty_like(total)
     for corner in np.ndindex(2, 2, 2):
         shifted = to_head.copy()
         shifted[:3, 3] += to_head[:3, :3] @ (np.array(corner) / 2 - 0.25)
-        sample_grid(
-            coefficients,
-            kernel_order(shifted),
-            0.0,
-            sampled,
-        )
-        total += sampled
+        total += sampled_grid(coefficients, shifted, shape)
     return total / 8
 
 

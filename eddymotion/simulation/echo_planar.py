@@ -12,7 +12,6 @@ from nibabel.affines import voxel_sizes
 
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
-from eddymotion.images.kernels import kernel_order, sample_grid
 from eddymotion.machine.compiling import compiled
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.simulation.base import Head
@@ -92,9 +91,7 @@ def _shifts_of_faces(
     affine, to_cells = fine.affine.copy(), np.linalg.inv(fine.affine)[axis, :3]
     affine[:3, 3] -= affine[:3, axis] / 2
     shape = np.array(fine.shape) + (np.arange(3) == axis)
-    shifts = np.empty(shape[::-1], np.float32)
-    to_field = np.linalg.inv(hertz.affine) @ view.pose @ affine
-    sample_grid(hertz.spline.coefficients, kernel_order(to_field), 0.0, shifts)
+    shifts = hertz.spline.on_grid(tuple(shape), affine, view.pose)
     shifts *= np.float32(to_cells @ readout.shift)
     if view.eddy is not None:
         against = np.float32(to_cells @ view.eddy.pe)

@@ -11,7 +11,6 @@ import numpy as np
 
 from eddymotion.images.grid import Grid, grid_points, transformed
 from eddymotion.images.image import Image, Spline
-from eddymotion.images.kernels import kernel_order, sample_grid
 from eddymotion.simulation.base import (
     ContinuousHead,
     Head,
@@ -124,10 +123,7 @@ class View:
     def _read_at_once(self, head: Head, grid: Grid) -> np.ndarray:
         """Read a head on a grid by one matrix, the fast way."""
         spline = Spline.of(Image(signal_of_volume(head, self.bval, self.bvec), head.affine))
-        values = np.empty(grid.shape[::-1], np.float32)
-        to_head = np.linalg.inv(head.affine) @ self.pose @ grid.affine
-        sample_grid(spline.coefficients, kernel_order(to_head), 0.0, values)
-        return values
+        return spline.on_grid(grid.shape, grid.affine, self.pose)
 
     def _by_slices(self, signal: Points, grid: Grid) -> np.ndarray:
         """Evaluate a function of points of the head, a slice after the other."""

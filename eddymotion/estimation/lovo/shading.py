@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 
 from eddymotion.images.image import Image
-from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.images.pyramid import low_pass
 from eddymotion.registration import Registrar, Registration
-from eddymotion.resampling.reading import voxel_mapping
 
 SMOOTH_VOXELS = 4.0
 """FWHM of ``s``. A pass of 24 directions at b=3000 with DIPY, from poses .3 mm and .3° off an
@@ -61,10 +59,8 @@ class Shaded:
 
 def shaded_like(fixed: Image, moving: Image, mask: np.ndarray, pose: np.ndarray) -> Image:
     """Return the fixed image with what is smooth in the moving one at a pose, fixed → moving."""
-    moved = np.empty(fixed.data.shape[::-1], np.float32)
-    coefficients = spline_coefficients(np.ascontiguousarray(moving.data.T))
-    mapping = voxel_mapping(moving.affine, pose, fixed.affine)
-    sample_grid(coefficients, kernel_order(mapping), 0.0, moved)
+    whole = replace(moving, missing=None)
+    moved = whole.spline.on_grid(fixed.data.shape, fixed.affine, pose)
     width = SMOOTH_VOXELS * float(np.cbrt(np.prod(moving.voxel_sizes)))
     target, own = (low_pass(Image(data, fixed.affine, ~mask), width)
                    for data in (moved.T, fixed.data))  # fmt: skip
