@@ -21,8 +21,6 @@ from eddymotion.wording import PE_AXES
 if TYPE_CHECKING:
     from eddymotion.fieldmaps import FieldmapPaths, FieldmapSettings
 
-log = logging.getLogger("eddymotion")
-
 DESCRIPTION = """\
 Find the off-resonance field that distorts echo-planar images, and correct them.
 

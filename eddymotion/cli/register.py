@@ -20,8 +20,6 @@ from eddymotion.errors import EddymotionError, absence
 if TYPE_CHECKING:
     from eddymotion.pairs import PairPaths, PairSettings
 
-log = logging.getLogger("eddymotion")
-
 FORMATS = ("itk", "x5", "fsl", "afni", "lta")
 
 DESCRIPTION = """\

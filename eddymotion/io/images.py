@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +26,6 @@ from eddymotion.io.headers import (
     shape_of,
 )
 from eddymotion.io.writing import replacing
-
-log = logging.getLogger(__name__)
 
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""

@@ -11,7 +11,6 @@ file holds it, too.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -200,9 +199,6 @@ def _value(value: Any) -> Any:
     if value is None:
         return None
     return np.array(value, dtype=float) if isinstance(value, list) else float(value)
-
-
-log = logging.getLogger(__name__)
 
 
 def write_x5(path: Path, motion: Motion, original: Series) -> None:

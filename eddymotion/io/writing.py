@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -19,8 +18,6 @@ from eddymotion.machine.disk import describe_disk_error
 from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.temporaries import temporary_name
 from eddymotion.wording import ESCAPED
-
-log = logging.getLogger(__name__)
 
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
 """Errors of fsync on file systems that do not support it."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +11,6 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.models.average import shell_indicators
 from eddymotion.models.base import LinearModel, column_basis, projected_precision
 from eddymotion.models.covariance import Covariance, fit_covariance
-
-log = logging.getLogger(__name__)
 
 DIFFUSIVITIES = (0.1e-3, 0.5e-3, 1.5e-3)
 """mm²/s; decays that together make the mean of a scheme without shells."""
