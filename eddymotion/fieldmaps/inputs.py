@@ -19,9 +19,9 @@ from eddymotion.estimation.off_resonance.measured import MeasuredMap, phase_diff
 from eddymotion.images.gaps import filled_volume
 from eddymotion.images.grid import grid_distance
 from eddymotion.images.image import Image
-from eddymotion.io.images import image_stem, read_image
+from eddymotion.io.images import read_image
 from eddymotion.io.sidecars import metadata_beside, usable
-from eddymotion.io.tables import read_numbers
+from eddymotion.io.tables import read_numbers, table_named_after
 from eddymotion.io.topup import FIELD_OF_TOPUP, is_topup_coefficients
 from eddymotion.mapping.off_resonance import NOMINAL_READOUT_S, Readout
 from eddymotion.wording import shown
@@ -232,7 +232,7 @@ def _volume(path: Path, ignore: Sequence[str]) -> Image:
 
 
 def _first_b0(path: Path, n_volumes: int) -> int:
-    table = path.with_name(image_stem(path) + ".bval")
+    table = table_named_after(path, "bval")
     if not table.is_file():
         return 0
     bvals = read_numbers(table).ravel()

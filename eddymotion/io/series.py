@@ -29,7 +29,7 @@ from eddymotion.io.headers import (
 )
 from eddymotion.io.images import read_image
 from eddymotion.io.sidecars import acquisition_of, metadata_beside
-from eddymotion.io.tables import _table_beside, read_gradient_table
+from eddymotion.io.tables import read_gradient_table, table_beside
 from eddymotion.wording import named_volumes
 
 log = logging.getLogger(__name__)
@@ -146,8 +146,8 @@ class _Tables:
     @classmethod
     def of(cls, image: Path, bval: str | Path | None, bvec: str | Path | None) -> _Tables:
         """Read those that are given, or those beside the image."""
-        bval = Path(bval) if bval else _table_beside(image, "bval")
-        bvec = Path(bvec) if bvec else _table_beside(image, "bvec")
+        bval = Path(bval) if bval else table_beside(image, "bval")
+        bvec = Path(bvec) if bvec else table_beside(image, "bvec")
         return cls(bval, bvec, *read_gradient_table(bval, bvec))
 
     def gradients_of(

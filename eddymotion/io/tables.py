@@ -24,14 +24,16 @@ TABLES = ("bval", "bvec")
 """Suffixes of the two tables of a series."""
 
 
-def _table_beside(path: Path, suffix: str) -> Path:
-    candidate = _of_same_name(path, suffix)
+def table_beside(path: Path, suffix: str) -> Path:
+    """Return the table of the name of an image; raise if there is none, and say what to do."""
+    candidate = table_named_after(path, suffix)
     if not candidate.is_file():
         raise EddymotionError(absence(candidate, _advice(path, suffix)))
     return candidate
 
 
-def _of_same_name(path: Path, suffix: str) -> Path:
+def table_named_after(path: Path, suffix: str) -> Path:
+    """Return where the table of the name of an image would be."""
     return path.parent / f"{image_stem(path)}.{suffix}"
 
 
@@ -42,7 +44,7 @@ def _advice(path: Path, suffix: str) -> str:
             "this is one volume: join all volumes of the series (mrcat -axis 3, fslmerge "
             "-t), in order"
         )
-    missing = [table for table in TABLES if not _of_same_name(path, table).is_file()]
+    missing = [table for table in TABLES if not table_named_after(path, table).is_file()]
     found = {table: file for table in missing if (file := _other_table(path, table))}
     if suffix not in found:
         named = f"(in Python {suffix}=, in eddymotion-correct --{suffix})"

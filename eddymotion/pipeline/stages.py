@@ -23,9 +23,9 @@ from eddymotion.estimation import Quality, assess, choose_estimator, estimate_mo
 from eddymotion.estimation.estimators import Estimator
 from eddymotion.estimation.quality import assess_both
 from eddymotion.estimation.replacement import Replaced
-from eddymotion.io.images import image_stem
 from eddymotion.io.series import load
 from eddymotion.io.sidecars import SeriesFiles, metadata_of
+from eddymotion.io.tables import TABLES, table_named_after
 from eddymotion.machine.compiling import get_ready
 from eddymotion.machine.memory import give_back_memory
 from eddymotion.machine.parallel import Progress, import_beside
@@ -104,8 +104,8 @@ def load_series(series: SeriesFiles, settings: Settings) -> DWI:
 
 def tables_of(series: SeriesFiles) -> tuple[Path, Path]:
     """Return the paths of b-values and b-vectors: those given, or those beside the image."""
-    beside = series.dwi.parent / image_stem(series.dwi)
-    return series.bval or Path(f"{beside}.bval"), series.bvec or Path(f"{beside}.bvec")
+    bval, bvec = (table_named_after(series.dwi, suffix) for suffix in TABLES)
+    return series.bval or bval, series.bvec or bvec
 
 
 def model_for(gradients: Gradients, settings: Settings) -> Model:
