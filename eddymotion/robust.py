@@ -12,6 +12,9 @@ import numpy as np
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of normal values over their median distance from the middle."""
 
+Z_95 = 1.96
+"""Standard errors on each side of a 95 % interval."""
+
 TINY = float(np.finfo(float).tiny)
 
 

@@ -40,6 +40,7 @@ from eddymotion.mapping.rigid import (
     rms_displacement,
     target_registration_error,
 )
+from eddymotion.robust import Z_95
 from eddymotion.wording import short_repr
 
 DWI_THRESHOLD = 100.0
@@ -250,7 +251,7 @@ def coverage_percent(
 
 def percent_covered(errors: np.ndarray, standard_errors: np.ndarray) -> float:
     """Share (%) of errors within 1.96 standard errors; NaN where none of these is known."""
-    bounds = 1.96 * np.asarray(standard_errors)
+    bounds = Z_95 * np.asarray(standard_errors)
     known = np.isfinite(bounds) & (bounds > 0)  # zero: the reference, known by definition
     inside = np.abs(errors) <= bounds
     return float(100 * inside[known].mean()) if known.any() else np.nan

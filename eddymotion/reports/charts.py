@@ -33,12 +33,10 @@ from eddymotion.reports.svg import (
     title,
 )
 from eddymotion.reports.verdict import JUMP_MM, Findings
+from eddymotion.robust import Z_95
 
 Z_LIMIT = 8.0
 """Scores beyond this have the colour of this."""
-
-INTERVAL = 1.96
-"""Standard errors on each side of a 95 % interval."""
 
 COLOR_MAP = "RdBu"
 """Red: signal lost; blue: signal gained. Told apart by colour-blind readers."""
@@ -159,7 +157,7 @@ def three_lines(
     """
     if values is None:
         values = np.array([table.numbers(f"{kind}_{axis}") * scale for axis in "xyz"])
-    margins = np.array([table.numbers(f"{kind}_{axis}_se") * scale for axis in "xyz"]) * INTERVAL
+    margins = np.array([table.numbers(f"{kind}_{axis}_se") * scale for axis in "xyz"]) * Z_95
     if not np.isfinite(values).any():
         return ""
     low, high = _reach(values, margins)
@@ -186,9 +184,9 @@ def _reach(values: np.ndarray, margins: np.ndarray) -> tuple[float, float]:
 
 
 def _offsets(panel: MakePanel, offset: np.ndarray, error: np.ndarray) -> str:
-    low, high = _reach(offset[None], INTERVAL * error[None])
+    low, high = _reach(offset[None], Z_95 * error[None])
     drawn = panel(OFFSET, low, high)
-    margin = INTERVAL * np.nan_to_num(error)
+    margin = Z_95 * np.nan_to_num(error)
     return "".join([
         drawn.frame(),
         drawn.band(offset - margin, offset + margin, PURPLE),

@@ -21,6 +21,7 @@ from eddymotion.reports.maps import color_fa, local_correlation, tsnr
 from eddymotion.reports.panels import FigureBox, Panels, cells
 from eddymotion.reports.slices import PLANES, Slices
 from eddymotion.reports.svg import AXIS_COLORS
+from eddymotion.robust import Z_95
 
 FADED = "#777777"
 
@@ -55,7 +56,7 @@ def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figu
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1.2))
     volumes = np.arange(len(motion))
     errors = motion.standard_errors
-    bounds = np.zeros_like(parameters) if errors is None else 1.96 * np.nan_to_num(errors)
+    bounds = np.zeros_like(parameters) if errors is None else Z_95 * np.nan_to_num(errors)
     for axes, columns, margins, label in (
         (top, parameters[:, :3], bounds[:, :3], "translation (mm)"),
         (middle, np.rad2deg(parameters[:, 3:]), np.rad2deg(bounds[:, 3:]), "rotation (°)"),

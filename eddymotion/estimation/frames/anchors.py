@@ -28,6 +28,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import log_rigid, rms_displacement
 from eddymotion.registration import GaussNewton
 from eddymotion.registration.gauss_newton import COARSE_TO_FINE
+from eddymotion.robust import Z_95
 from eddymotion.wording import named_volumes
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,6 @@ FROM_REST, NEAR = COARSE_TO_FINE[:-1], COARSE_TO_FINE[2:-1]
 """Levels at which the b=0 volume is registered."""
 
 TOLERANCE = 0.005
-
-Z_95 = 1.96
 
 
 @dataclass(frozen=True, eq=False)

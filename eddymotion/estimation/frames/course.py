@@ -26,6 +26,7 @@ import numpy as np
 
 from eddymotion.estimation.frames.motion_prior import Foreseen, MotionPrior, Visits
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
+from eddymotion.robust import Z_95
 
 N_ITERATIONS = 60
 
@@ -38,8 +39,6 @@ time has a mode at rest, of hundredths of a millimetre, but is hardly ever there
 
 TAIL_DOF = 3.0
 """Degrees of freedom of the distribution that is drawn from."""
-
-Z_95 = 1.96
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from eddymotion.estimation.equations.undetermined import AFFECTED
 from eddymotion.images.pyramid import head_scale
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters, twist_millimetres
+from eddymotion.robust import Z_95
 from eddymotion.wording import named_volumes
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,6 @@ FEW_VOLUMES = 6
 
 FAR_MM = 2.0
 """Distance from the nearer neighbour, in a human head, from which such a volume is reported."""
-
-Z_95 = 1.96
 
 
 def with_standard_errors(
