@@ -112,10 +112,8 @@ class Frames:
 
         width, height = self.size
         frame = np.zeros((height, width), np.float32)
-        for axis, (name, (left, top, w, h)) in enumerate(self.boxes.items()):
-            kept = [k for k in range(3) if k != axis]
-            a, b = (slice(self.low[k], self.high[k]) for k in kept)
-            plane = np.ascontiguousarray(planes[name][a, b].T[::-1], dtype=np.float32)
+        for name, (left, top, w, h) in self.boxes.items():
+            plane = np.ascontiguousarray(self._upright(planes[name], name), dtype=np.float32)
             resized = Image.fromarray(plane).resize((w, h), Image.Resampling.BILINEAR)
             frame[top : top + h, left : left + w] = np.asarray(resized)
         return frame
@@ -147,16 +145,19 @@ class Frames:
     def outline(self, grid: PlaneGrid) -> list[list[float]]:
         """Trace the edge of the brain: line segments x0, y0, x1, y1 in pixels of a frame."""
         segments = []
-        for axis, (name, (left, top, w, h)) in enumerate(self.boxes.items()):
-            kept = [k for k in range(3) if k != axis]
-            a, b = (slice(self.low[k], self.high[k]) for k in kept)
-            mask = grid.plane(name, grid.mask)[a, b].T[::-1]
+        for name, (left, top, w, h) in self.boxes.items():
+            mask = self._upright(grid.plane(name, grid.mask), name)
             scale = np.array([w / mask.shape[1], h / mask.shape[0]] * 2)
             segments += [
                 [round(float(v), 1) for v in np.array(segment) * scale + [left, top] * 2]
                 for segment in _edges(mask)
             ]
         return segments
+
+    def _upright(self, plane: np.ndarray, name: str) -> np.ndarray:
+        """Cut a plane (A, B) to the box of the head, rows from top to bottom."""
+        a, b = (slice(self.low[k], self.high[k]) for k in range(3) if k != PLANES.index(name))
+        return plane[a, b].T[::-1]
 
 
 def _edges(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
