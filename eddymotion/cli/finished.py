@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,8 @@ def write_reports(options: argparse.Namespace) -> int:
     output_dir = options.output_dir.resolve()
     refuse_output_in_input(options.bids_dir.resolve(), output_dir)
     refuse_unknown_labels(options, output_dir)
-    finished_labels = labels_with_outputs(options, output_dir)
     unfinished, skipped = unfinished_series(options, output_dir)
-    labels = sorted({*finished_labels, *unfinished, *skipped})
+    labels = sorted({*labels_with_outputs(options, output_dir), *unfinished, *skipped})
     if not labels:
         which = f" of {', '.join(wanted_labels(options))}" if options.participant_label else ""
         raise EddymotionError(
@@ -61,19 +61,15 @@ def wanted_labels(options: argparse.Namespace) -> list[str]:
     return [label.removeprefix("sub-") for label in options.participant_label]
 
 
-def labels_with_outputs(options: argparse.Namespace, output_dir: Path) -> list[str]:
+def labels_with_outputs(options: argparse.Namespace, output_dir: Path) -> Iterator[str]:
     """Find the participants with finished series; those that were asked for, if any were."""
     from eddymotion.reports.participant import finished_outputs
 
     wanted = wanted_labels(options)
-    folders = {
-        folder.name.removeprefix("sub-"): folder for folder in sorted(output_dir.glob("sub-*/"))
-    }
-    return [
-        label
-        for label, folder in folders.items()
-        if (label in wanted or not wanted) and finished_outputs(folder)
-    ]
+    for folder in sorted(output_dir.glob("sub-*/")):
+        label = folder.name.removeprefix("sub-")
+        if (label in wanted or not wanted) and finished_outputs(folder):
+            yield label
 
 
 def gather_group(options: argparse.Namespace) -> int:
@@ -92,7 +88,7 @@ def gather_group(options: argparse.Namespace) -> int:
         raise EddymotionError(f"{output_dir}: no such folder; run the participant level first")
     refuse_unknown_labels(options, output_dir)
     missing, skipped = unfinished_series(options, output_dir)
-    if skipped and not missing and not has_finished(options, output_dir):
+    if skipped and not missing and not any(labels_with_outputs(options, output_dir)):
         with messages(options.verbose):
             log.info("group: nothing to collect, all series of these participants were skipped")
         return 0
@@ -106,15 +102,6 @@ def gather_group(options: argparse.Namespace) -> int:
                      output_dir / PAGE, extra=RESULT)  # fmt: skip
         log_failures(dict(group.errors), len(group.rows) + len(group.errors), file)
     return 1 if group.errors else 0
-
-
-def has_finished(options: argparse.Namespace, output_dir: Path) -> bool:
-    """Whether one of the participants that the options choose has a finished series."""
-    from eddymotion.reports.participant import finished_outputs
-
-    wanted = wanted_labels(options) or ["*"]
-    folders = [folder for label in wanted for folder in output_dir.glob(f"sub-{label}/")]
-    return any(finished_outputs(folder) for folder in folders)
 
 
 def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None:

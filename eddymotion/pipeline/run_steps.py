@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,11 +35,9 @@ from eddymotion.pipeline.runs.field_outputs import write_session_field
 from eddymotion.pipeline.runs.joining import joined_of
 from eddymotion.pipeline.runs.mergeable import refuse_averaging_elsewhere, refuse_unmergeable
 from eddymotion.pipeline.runs.merging import load_corrected, stretch_on, write_as_one
+from eddymotion.pipeline.series_steps import Paths
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import load_series, tables_of
-
-Paths = dict[str, Any]
-"""Name of an output → its path, a list of paths, or a value; None where there is none."""
 
 NO_MAP = MeasuredFiles()
 

@@ -60,7 +60,7 @@ from eddymotion.reports.slices import Slices
 from eddymotion.reports.summary import summarise
 
 Paths = dict[str, Any]
-"""Name of an output → its path, a list of paths, or a value."""
+"""Name of an output → its path, a list of paths, or a value; None where there is none."""
 
 OPTIONAL_FILES = {
     "cnr_file": "cnr",
