@@ -601,6 +601,21 @@ def test_readout_times_that_differ_leave_none_for_another_image(tmp_path):
         read_times(paths)
 
 
+def test_a_mask_counts_whichever_way_its_axes_are_stored(tmp_path):
+    paths = tuple(map(Path, written_pair(tmp_path)))
+    image = coarse_pair()[0].image
+    brain = image.data > np.median(image.data)
+    flipped = image.affine @ np.diag([-1.0, 1, 1, 1])
+    flipped[:3, 3] += image.affine[:3, 0] * (image.data.shape[0] - 1)
+    for name, data, affine in (("as", brain, image.affine), ("back", brain[::-1], flipped)):
+        write_image(tmp_path / f"{name}.nii.gz", data.astype(np.uint8), affine)
+        files = FieldmapPaths(paths, mask=tmp_path / f"{name}.nii.gz")
+        np.testing.assert_array_equal(read_inputs(files, FieldmapSettings()).mask, brain)
+    write_image(tmp_path / "none.nii.gz", 0 * brain.astype(np.uint8), image.affine)
+    with pytest.raises(EddymotionError, match="marks no voxel"):
+        read_inputs(FieldmapPaths(paths, mask=tmp_path / "none.nii.gz"), FieldmapSettings())
+
+
 def read_times(paths):
     inputs = read_inputs(FieldmapPaths(tuple(map(Path, paths))), FieldmapSettings())
     return [encoding["TotalReadoutTime"] for encoding in inputs.encodings]

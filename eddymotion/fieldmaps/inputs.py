@@ -20,6 +20,7 @@ from eddymotion.images.gaps import filled_volume
 from eddymotion.images.grid import grid_distance
 from eddymotion.images.image import Image
 from eddymotion.io.images import read_image
+from eddymotion.io.series import read_mask
 from eddymotion.io.sidecars import metadata_beside, usable
 from eddymotion.io.tables import read_numbers, table_named_after
 from eddymotion.io.topup import FIELD_OF_TOPUP, is_topup_coefficients
@@ -131,19 +132,13 @@ def read_inputs(paths: FieldmapPaths, settings: FieldmapSettings) -> Inputs:
         for direction, time in zip(directions, times, strict=True)
     )
     measured = read_measured(paths, settings) if paths.measured else None
-    mask = None if paths.mask is None else _mask(paths, images[0], settings.ignore)
+    mask = None
+    if paths.mask is not None:
+        shape, affine, owner = images[0].data.shape, images[0].affine, paths.images[0].name
+        mask = read_mask(paths.mask, shape, affine, owner, settings.ignore)
+        if not mask.any():
+            raise EddymotionError(f"{paths.mask}: marks no voxel; give the brain of the image")
     return Inputs(distorted, encodings, nominal, measured, mask)
-
-
-def _mask(paths: FieldmapPaths, first: Image, ignore: Sequence[str]) -> np.ndarray:
-    """Read the brain mask, on the grid of the first image."""
-    assert paths.mask is not None
-    data, affine, _ = read_image(paths.mask, ignore)
-    _refuse_other_grid(paths.mask, data, affine, paths.images[0], first)
-    mask = data.reshape(first.data.shape) > 0
-    if not mask.any():
-        raise EddymotionError(f"{paths.mask}: marks no voxel; give the brain of the image")
-    return mask
 
 
 def _directions(
@@ -290,7 +285,7 @@ def _of_two_echoes(
 ) -> tuple[Image, tuple[float, ...]]:
     """Read the phases of two echoes: their difference, later less earlier, and their times (s)."""
     first, second = (_phases(path, settings.ignore) for path in (one, other))
-    _refuse_other_grid(other, second.data, second.affine, one, first)
+    _refuse_other_grid(other, second, one, first)
     times = settings.echo_times or (*_times(one, ("EchoTime",)), *_times(other, ("EchoTime",)))
     early, late = (first, second) if times[0] < times[1] else (second, first)
     return Image(phase_difference(early.data, late.data), first.affine), times
@@ -316,15 +311,14 @@ def _times(path: Path, names: Sequence[str]) -> tuple[float, ...]:
     return tuple(float(sidecar[name]) for name in names)
 
 
-def _refuse_other_grid(
-    path: Path, data: np.ndarray, affine: np.ndarray, owner: Path, image: Image
-) -> None:
-    shape = image.data.shape
-    if data.size != np.prod(shape) or data.shape[:3] != shape:
+def _refuse_other_grid(path: Path, image: Image, owner: Path, first: Image) -> None:
+    shape = first.data.shape
+    if image.data.shape != shape:
         raise EddymotionError(
-            f"{path}: has shape {data.shape}, {owner.name} {shape}; give one on the same grid"
+            f"{path}: has shape {image.data.shape}, {owner.name} {shape}; give one on the same "
+            "grid"
         )
-    if (apart := grid_distance(affine, image.affine, shape)) > SAME_GRID_MM:
+    if (apart := grid_distance(image.affine, first.affine, shape)) > SAME_GRID_MM:
         raise EddymotionError(
             f"{path}: lies up to {apart:.1f} mm from the grid of {owner.name}; give one on the "
             "same grid"
