@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 FIELD_ORDERS = ("auto", *N_TERMS)
 N_PASSES = 5
+"""Of the leave-one-out loop."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from eddymotion.models import get_model
 log = logging.getLogger(__name__)
 
 N_NEIGHBOURS = 6
+"""In time, of which the most central pose is that of the neighbours."""
 
 FAR_MM = 15.0
 """Root-mean-square displacement over a head by which a volume seldom differs from its

@@ -42,6 +42,7 @@ MIN_COVERED = 0.5
 """A point counts if it lies inside at least this part of the volumes."""
 
 N_POINTS = 60_000
+"""Points of the brain at which volumes are compared."""
 
 BOX_EVERY = 16
 """One in this many points is used to find which part of a volume is read."""

@@ -19,6 +19,7 @@ MAX_MISSING = 0.25
 """A point at which a larger share of the volumes has no value is left out."""
 
 FILL_ITERATIONS = 6
+"""Of predicting missing values from the others, and from each other."""
 
 
 @dataclass(frozen=True, eq=False)

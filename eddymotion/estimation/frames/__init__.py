@@ -34,7 +34,7 @@ from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields.offsets import with_offsets
 from eddymotion.estimation.frames.errors import (
     covariances_of_few,
-    in_millimetres,
+    twist_millimetres_of,
     with_standard_errors,
 )
 from eddymotion.estimation.frames.offset import begin_and_end, find_offset
@@ -246,6 +246,6 @@ def _of_all(value: object, placed: np.ndarray, n: int, **others: Any) -> dict[st
 def _within_determined(offset: np.ndarray, directions: np.ndarray, dwi: DWI) -> np.ndarray:
     """Remove from an offset the directions that the images do not determine."""
     twist = log_rigid(offset, dwi.brain_center)
-    in_mm = in_millimetres(dwi)
+    in_mm = twist_millimetres_of(dwi)
     free = free_directions(directions, in_mm)
     return exp_rigid(free @ (free.T @ (twist * in_mm**2)), dwi.brain_center)

@@ -44,6 +44,7 @@ FROM_REST, NEAR = COARSE_TO_FINE[:-1], COARSE_TO_FINE[2:-1]
 """Levels at which the b=0 volume is registered."""
 
 TOLERANCE = 0.005
+"""Of :class:`~eddymotion.registration.GaussNewton`, ten times its default."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
 from eddymotion.robust import Z_95
 
 N_ITERATIONS = 60
+"""Of the search for the most likely offset, at most."""
 
 N_DRAWS = 4000
 """Samples of the posterior, for its intervals."""

@@ -59,7 +59,7 @@ def covariances_of_few(motion: Motion, groups: Sequence[np.ndarray], dwi: DWI) -
     """
     found = np.zeros((len(motion), 6, 6))
     few = np.concatenate([np.array([], int), *(one for one in groups if len(one) < FEW_VOLUMES)])
-    in_mm, limit = in_millimetres(dwi), FAR_MM * head_scale(dwi.mask, dwi.voxel_sizes)
+    in_mm, limit = twist_millimetres_of(dwi), FAR_MM * head_scale(dwi.mask, dwi.voxel_sizes)
     far = []
     for volume in few.astype(int):
         beside = [other for other in (volume - 1, volume + 1) if 0 <= other < len(motion)]
@@ -81,13 +81,13 @@ def covariances_of_few(motion: Motion, groups: Sequence[np.ndarray], dwi: DWI) -
 
 def affected_parameters(directions: np.ndarray, dwi: DWI) -> np.ndarray:
     """Which of :func:`rigid_parameters` change along directions that are not determined, (6,)."""
-    in_mm = in_millimetres(dwi)
+    in_mm = twist_millimetres_of(dwi)
     along = exp_rigid(directions / in_mm, dwi.brain_center)
     changes = np.abs(rigid_parameters(along, dwi.center)) * in_mm
     return changes.max(axis=0) > AFFECTED
 
 
-def in_millimetres(dwi: DWI) -> np.ndarray:
+def twist_millimetres_of(dwi: DWI) -> np.ndarray:
     """Millimetres for each unit of a twist (mm, rad) of this head, (6,)."""
     return twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes))
 

@@ -84,6 +84,8 @@ FEWEST_BY_B, BY_B_VALUE = 12, 10.0
 to that of the poses."""
 
 FREEDOM, N_STEPS, SETTLED_MM = 3.0, 50, 1e-4
+"""Degrees of freedom of Student's t for the steps; iterations of their weights, at most, and the
+change of the pulls at which these end."""
 
 N_SCALES = 80
 """Number of values of ``s``, over four and a half decades of its square."""

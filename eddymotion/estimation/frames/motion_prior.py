@@ -39,6 +39,7 @@ PRIOR_STEPS = 0.1
 """Number of steps of each scale assumed as prior observations."""
 
 FIRST_JITTER_MM, LEAST_JITTER_MM = 0.03, 0.01
+"""From which learning starts, and the least that is learnt, for a human head."""
 
 LEAST_FORESEEN = 0.01
 """Least variance of a predicted step, relative to that of the smallest jitter."""
@@ -59,11 +60,13 @@ FIRST_JUMPS = 3.0
 contains them."""
 
 FIRST_EXCURSIONS = 0.05
+"""Share of excursions before any is seen; it counts as one volume."""
 
 FAR_MM = 0.5
 """Least scale of the steps that begin an excursion."""
 
 QUIET_SHARE = 1 / 6
+"""Of the steps, the slowest, that tell the variance of quiet moments."""
 
 N_ITERATIONS, N_WEIGHINGS = 60, 20
 """Iterations of learning, and of the weights of steps by the result."""

@@ -51,11 +51,13 @@ from eddymotion.resampling.masks import covered_mask
 log = logging.getLogger(__name__)
 
 REPEATS = 2
+"""Of predicting lost signal: volumes that lost the same voxel depend on one another."""
 
 FAR_VOXELS = 2.0
 """A registration that moves the brain farther (root mean square) is compared with its start."""
 
 N_TO_COMPARE = 5_000
+"""Points of the brain at which the two are compared."""
 
 MISFIT_FACTOR = 4.0
 """Errors of the loop that follow the direction, relative to what the model gets wrong in the joint
@@ -234,7 +236,7 @@ def fill_lost(aligned: DWI, model: Model, lost: list[np.ndarray] | None) -> np.n
     if lost is None:
         return aligned.signal
     signal = aligned.signal.copy(order="K")
-    for _ in range(REPEATS):  # volumes that lost the same voxel depend on one another
+    for _ in range(REPEATS):
         with one_blas_thread():
             predicted = predict(signal, aligned.gradients, model)
         for volume, voxels in enumerate(lost):

@@ -19,6 +19,7 @@ CONVERGED_VOXELS = 0.01
 """Root-mean-square change of the displacement at which a level ends."""
 
 HALVINGS = 5
+"""How often a step is tried, each time at half its length, until it lowers the cost."""
 
 CG_TOLERANCE, CG_STEPS = 0.04, 30
 """Where conjugate gradients end. With 60 or 120 steps fields are no better, with 20 some worse."""

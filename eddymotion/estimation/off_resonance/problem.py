@@ -35,6 +35,7 @@ PRIOR_SHARE = 0.01
 """Weight of these priors at one standard deviation: that of this part of the brain."""
 
 MEDIAN_OF_CHI_SQUARE = 0.455
+"""With one degree of freedom."""
 
 LEAST_NOISE = 0.005
 """Relative to the images' own brightness: they agree no better than their interpolation."""

@@ -44,7 +44,7 @@ from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import Compute, parallel_map
 from eddymotion.mapping.off_resonance import OffResonance, Readout
-from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, log_rigid
+from eddymotion.mapping.rigid import log_rigid, twist_millimetres
 from eddymotion.registration.gauss_newton import GaussNewton
 
 log = logging.getLogger(__name__)
@@ -73,10 +73,11 @@ off by two to five times that scatter."""
 UNKNOWN_READOUT = Readout(np.array([0.0, 1.0, 0.0]), 0.0)
 """Of an image that no field distorts, as far as is known."""
 
-TWIST_UNITS = np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
+TWIST_UNITS = twist_millimetres()
 """Millimetres that a millimetre and a radian move the head."""
 
 NEGLIGIBLE = 1e-9
+"""Displacement by one hertz, mm, in which two runs do not differ."""
 
 ALIKE = 0.85
 """Correlation of the runs' b=0 images below which they do not show enough of one head to tie their
