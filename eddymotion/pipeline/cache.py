@@ -7,7 +7,7 @@ import glob
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ from eddymotion.io.writing import write_json
 from eddymotion.mapping.motion import Motion
 from eddymotion.pipeline.fingerprint import motion_fingerprint_of
 from eddymotion.pipeline.settings import Settings
-from eddymotion.pipeline.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +39,32 @@ DIGITS = 16
 """Of a digest in a folder's name."""
 
 
+@dataclass(frozen=True, eq=False)
+class FoundMotion:
+    """A motion, how many seconds it took, and what the estimation said at which of them.
+
+    Parameters
+    ----------
+    motion : Motion
+    seconds : float
+    log : sequence of (seconds, message)
+    """
+
+    motion: Motion
+    seconds: float
+    log: Sequence[tuple[float, str]] = ()
+
+
 def known_motion(
-    series: SeriesFiles,
-    outputs: Outputs,
-    settings: Settings,
-    stages: Stages,
-    cache: MotionCache | None,
-) -> Motion | None:
+    series: SeriesFiles, outputs: Outputs, settings: Settings, cache: MotionCache | None
+) -> FoundMotion | None:
     """Return the motion found by an earlier run with these settings, from `cache` or outputs."""
-    motion = None if cache is None else cache.recall(stages)
-    if motion is None:
-        motion = _motion_of_outputs(series, outputs, settings, stages)
-        if motion is not None and cache is not None:
-            cache.keep(motion, stages)
-    return motion
+    found = None if cache is None else cache.recall()
+    if found is None:
+        found = _motion_of_outputs(series, outputs, settings)
+        if found is not None and cache is not None:
+            cache.keep(found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -73,15 +84,15 @@ class MotionCache:
         digest = motion_fingerprint_of(series, settings)[:DIGITS]
         return cls(work_dir / "motion" / f"{image_stem(series.dwi)}_{digest}")
 
-    def keep(self, motion: Motion, stages: Stages) -> None:
+    def keep(self, found: FoundMotion) -> None:
         """Write the motion; the file of timings, written last, marks it as complete."""
         xfm, details = self.folder / "xfm.txt", self.folder / "details.json"
-        write_motion(xfm, details, motion)
-        content = {"motion": stages.seconds["motion"], "log": stages.log}
+        write_motion(xfm, details, found.motion)
+        content = {"motion": found.seconds, "log": found.log}
         digests = {path.name: sha256(path) for path in (xfm, details)}
         write_json(self.folder / "stages.json", content | {"files": digests})
 
-    def recall(self, stages: Stages) -> Motion | None:
+    def recall(self) -> FoundMotion | None:
         """Read the motion, its timings and its log, if they are there and unchanged."""
         if not (self.folder / "stages.json").is_file():
             return None
@@ -91,16 +102,13 @@ class MotionCache:
                 if sha256(self.folder / name) != digest:
                     raise ValueError(f"{name} was changed")
             motion = _rigid_motion(self.folder / "xfm.txt", self.folder / "details.json")
-            seconds = float(content["motion"])
             lines = [(float(at), str(message)) for at, message in content["log"]]
+            return FoundMotion(motion, float(content["motion"]), lines)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             log.warning(
                 "%s: cannot be used (%s); the motion is estimated again", self.folder, error
             )
             return None
-        stages.seconds |= {"motion": seconds}
-        stages.log = lines
-        return motion
 
 
 def remove_kept(series: Iterable[SeriesFiles], work_dir: Path) -> None:
@@ -116,8 +124,8 @@ def remove_kept(series: Iterable[SeriesFiles], work_dir: Path) -> None:
 
 
 def _motion_of_outputs(
-    series: SeriesFiles, outputs: Outputs, settings: Settings, stages: Stages
-) -> Motion | None:
+    series: SeriesFiles, outputs: Outputs, settings: Settings
+) -> FoundMotion | None:
     """Read the motion of a finished run, if its settings match and the files are unchanged."""
     candidates = map(read_sidecar, (outputs, *outputs.elsewhere()))
     sidecar: dict[str, Any] = next(filter(None, candidates), {})
@@ -132,11 +140,11 @@ def _motion_of_outputs(
     except (ValueError, KeyError, TypeError) as error:
         log.debug("%s: cannot be used (%s)", outputs["motion"], error)
         return None
-    stages.seconds |= {"motion": seconds}
+    lines: list[tuple[float, str]] = []
     with suppress(EddymotionError):  # only the report shows it
         steps = Table.read(outputs["report_steps"])
-        stages.log = [*zip(steps.numbers("seconds").tolist(), steps.columns["step"], strict=True)]
-    return motion
+        lines = [*zip(steps.numbers("seconds").tolist(), steps.columns["step"], strict=True)]
+    return FoundMotion(motion, seconds, lines)
 
 
 def _rigid_motion(xfm_file: Path, details_file: Path, *, of_run: bool = False) -> Motion:

@@ -27,7 +27,7 @@ from eddymotion.machine.logs import NOTICE
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
-from eddymotion.pipeline.cache import MotionCache, finished_summary, known_motion
+from eddymotion.pipeline.cache import FoundMotion, MotionCache, finished_summary, known_motion
 from eddymotion.pipeline.fingerprint import fingerprint_of, motion_fingerprint_of
 from eddymotion.pipeline.output_space import space_of, write_output_space
 from eddymotion.pipeline.output_space.space import OutputSpace
@@ -106,14 +106,15 @@ def correct_series(
         get_ready_to_write()
     model = model_for(dwi.gradients, settings)
     cache = MotionCache.of(series, settings, work_dir) if work_dir else None
-    motion = known_motion(series, outputs, settings, stages, cache)
-    if motion is None:
-        motion = new_motion(dwi, model, settings, stages, cache, progress)
+    found = known_motion(series, outputs, settings, cache)
+    if found is None:
+        found = new_motion(dwi, model, settings, stages, cache, progress)
     elif cache is None or not series.runs:  # for runs of a session `estimate_series` said so
         log.log(NOTICE, REUSED, series.dwi.name)
+    stages.seconds["motion"] = found.seconds
     with stages("runs"):
-        run = SessionRun.of(series, dwi, motion, settings, work_dir)
-        dwi, motion = run.moved(dwi, motion, settings)
+        run = SessionRun.of(series, dwi, found.motion, settings, work_dir)
+        dwi, motion = run.moved(dwi, found.motion, settings)
     with stages("quality"):
         before, after = judge_both(dwi, motion, model, settings)
     prepared = _prepared(series, dwi, settings, stages, progress)
@@ -128,7 +129,7 @@ def correct_series(
         digest = beside.submit(sha256, outputs["dwi"])
         beside.submit(find_issues, dwi)  # for the sidecar
         draw_session_field(run, outputs)
-        draw_series(outputs, dwi, motion, model, *drawn, log=stages.log)
+        draw_series(outputs, dwi, motion, model, *drawn, log=found.log)
     digests = {outputs["dwi"]: digest.result()}
     return correction.record(outputs, corrected, stages, fingerprint, digests)
 
@@ -288,12 +289,12 @@ def estimate_series(
         return
     _refuse_overwriting(series, outputs, settings)
     Target.read(settings)  # raises if it is wrong, before the estimation takes its time
-    stages, cache = Stages(), MotionCache.of(series, settings, work_dir)
-    if known_motion(series, outputs, settings, stages, cache) is not None:
+    cache = MotionCache.of(series, settings, work_dir)
+    if known_motion(series, outputs, settings, cache) is not None:
         log.log(NOTICE, REUSED, series.dwi.name)
         return
     dwi = load_series(series, settings)
-    new_motion(dwi, model_for(dwi.gradients, settings), settings, stages, cache, progress)
+    new_motion(dwi, model_for(dwi.gradients, settings), settings, Stages(), cache, progress)
 
 
 def new_motion(
@@ -303,13 +304,14 @@ def new_motion(
     stages: Stages,
     cache: MotionCache | None,
     progress: Progress,
-) -> Motion:
+) -> FoundMotion:
     """Estimate the motion, and keep it."""
-    with stages("motion"), recorded_log() as stages.log:
+    with stages("motion"), recorded_log() as lines:
         motion = find_motion(dwi, model, settings, progress)
+    found = FoundMotion(motion, stages.seconds["motion"], lines)
     if cache is not None:
-        cache.keep(motion, stages)
-    return motion
+        cache.keep(found)
+    return found
 
 
 def on_demand(settings: Settings, *, in_frame: bool = True) -> OnDemand:

@@ -45,11 +45,10 @@ ENGINES: Mapping[Engine, str] = {"nitransforms": "NiTransforms", "fast": "the co
 
 
 class Stages:
-    """Seconds of each stage of a run, and what the estimation logged at which second."""
+    """Seconds of each stage of a run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.log: list[tuple[float, str]] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

@@ -6,32 +6,28 @@ import pytest
 
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
-from eddymotion.pipeline.cache import MotionCache
-from eddymotion.pipeline.stages import Stages
+from eddymotion.pipeline.cache import FoundMotion, MotionCache
 
 
 def cached_motion(folder, scale=1.0):
     matrix = rigid_matrix([1.0, -2.0, 0.5], [0.01, 0.02, -0.03], np.zeros(3))
     matrix[:3, :3] *= scale
-    stages = Stages()
-    stages.seconds["motion"] = 2.5
-    stages.log = [(0.5, "a step")]
     motion = Motion(np.stack([np.eye(4), matrix]))
     kept = MotionCache(folder)
-    kept.keep(motion, stages)
+    kept.keep(FoundMotion(motion, 2.5, [(0.5, "a step")]))
     return kept, motion
 
 
 def test_it_comes_back_digit_by_digit(tmp_path):
     kept, motion = cached_motion(tmp_path)
-    stages = Stages()
-    np.testing.assert_array_equal(kept.recall(stages).matrices, motion.matrices)
-    assert (stages.seconds, stages.log) == ({"motion": 2.5}, [(0.5, "a step")])
+    found = kept.recall()
+    np.testing.assert_array_equal(found.motion.matrices, motion.matrices)
+    assert (found.seconds, found.log) == (2.5, [(0.5, "a step")])
 
 
 def test_what_is_not_rigid_is_found_again(tmp_path, caplog):
     kept, _ = cached_motion(tmp_path, scale=1.01)
-    assert kept.recall(Stages()) is None
+    assert kept.recall() is None
     (line,) = caplog.messages
     assert "not rigid in volume 1" in line
     assert "estimated again" in line
@@ -43,7 +39,5 @@ def test_what_was_changed_is_found_again(name, content, tmp_path, caplog):
     kept, _ = cached_motion(tmp_path)
     text = (tmp_path / name).read_text()
     (tmp_path / name).write_text(text.replace("2", "3") if content is None else content)
-    stages = Stages()
-    assert kept.recall(stages) is None or (name == "stages.json" and content is None)
-    assert stages.seconds == {} or content is None
+    assert kept.recall() is None or (name == "stages.json" and content is None)
     assert len(caplog.messages) <= 1

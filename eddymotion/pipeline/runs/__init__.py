@@ -23,7 +23,7 @@ from eddymotion.pipeline.runs.b0s import image_of_b0s, is_readable
 from eddymotion.pipeline.runs.cache import digest_of, keep, recalled
 from eddymotion.pipeline.runs.joining import joined_of
 from eddymotion.pipeline.settings import Settings
-from eddymotion.pipeline.stages import Stages, load_series
+from eddymotion.pipeline.stages import load_series
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +93,9 @@ class SessionRun:
         runs, measured = series.runs, series.measured
         for run in runs:
             cache = MotionCache.of(run, settings, work_dir)
-            if not run.is_b0 and (motion := cache.recall(Stages())) is not None:
+            if not run.is_b0 and (found := cache.recall()) is not None:
                 one = replace(run, runs=tuple(runs), measured=measured)
-                cls.of(one, load_series(run, settings), motion, settings, work_dir)
+                cls.of(one, load_series(run, settings), found.motion, settings, work_dir)
                 return
 
     def moved(self, dwi: DWI, motion: Motion, settings: Settings) -> tuple[DWI, Motion]:
@@ -158,7 +158,7 @@ def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
     """Whether another run can be read, and its motion is there; one of b=0 alone needs none."""
     if run.is_b0:
         return is_readable(run, settings.ignore)
-    if MotionCache.of(run, settings, work_dir).recall(Stages()) is not None:
+    if MotionCache.of(run, settings, work_dir).recall() is not None:
         return True
     log.warning("%s: excluded from the runs of its session, since its motion was not found",
                 run.dwi.name)  # fmt: skip
@@ -168,6 +168,6 @@ def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
 def _image_of(run: SeriesFiles, settings: Settings, work_dir: Path) -> RunImage:
     if run.is_b0:
         return image_of_b0s(run, settings)
-    motion = MotionCache.of(run, settings, work_dir).recall(Stages())
-    assert motion is not None
-    return RunImage.of(load_series(run, settings), motion, settings.nprocs)
+    found = MotionCache.of(run, settings, work_dir).recall()
+    assert found is not None
+    return RunImage.of(load_series(run, settings), found.motion, settings.nprocs)
