@@ -192,6 +192,11 @@ def forms_shells(gradients: Gradients) -> bool:
     )
 
 
+def reference_volumes(gradients: Gradients) -> np.ndarray:
+    """Return the b=0 volumes, or without any those of the lowest shell: what means are made of."""
+    return gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+
+
 def comparable_groups(gradients: Gradients) -> tuple[np.ndarray, ...]:
     """Diffusion-weighted volumes of like contrast: each shell, or all where there are none."""
     return gradients.shells if gradients.is_shelled else (gradients.dwis,)

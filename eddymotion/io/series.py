@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from eddymotion.data.checks import refuse_wrong_tables
-from eddymotion.data.gradients import B0_THRESHOLD, Gradients, from_fsl
+from eddymotion.data.gradients import B0_THRESHOLD, Gradients, from_fsl, reference_volumes
 from eddymotion.data.series import DWI, refuse_other_dimensions, refuse_single
 from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.images.gaps import fill_gaps, fill_missing, spikes, zero_specks
@@ -306,7 +306,7 @@ class MeanB0:
     """The average of the b=0 volumes (or of the lowest shell if there are none), one by one."""
 
     def __init__(self, gradients: Gradients) -> None:
-        self.averaged = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+        self.averaged = reference_volumes(gradients)
         self._total: np.ndarray | float = 0.0
 
     def add(self, index: int, volume: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from eddymotion.data.gradients import reference_volumes
 from eddymotion.data.series import DWI
 from eddymotion.estimation.maps import cnr
 from eddymotion.mapping.motion import Motion
@@ -135,8 +136,7 @@ def brain_figure(after: Slices) -> Figure:
     after : Slices
         Of the corrected series; without b=0, on the mean of the lowest shell.
     """
-    gradients = after.gradients
-    volumes = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+    volumes = reference_volumes(after.gradients)
     means = {name: after.planes[name][..., volumes].mean(axis=-1, dtype=float) for name in PLANES}
     white = _white(means, after)
     panels, (row,) = _three_planes(after, {name: (slice(None),) * 2 for name in PLANES}, 1)

@@ -18,6 +18,7 @@ from eddymotion.data.checks.noise import is_denoised
 from eddymotion.data.checks.order import exchanged_vectors, in_no_order, likelier_order
 from eddymotion.data.checks.scales import scaled_vectors
 from eddymotion.data.checks.tables import compare_b0s, contradictions
+from eddymotion.data.gradients import reference_volumes
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.images.masking import mask_issue
@@ -264,8 +265,7 @@ def in_sidecar(
 
 def _reference(dwi: DWI) -> np.ndarray:
     """Mean of the b=0 volumes, or without any of the lowest shell."""
-    gradients = dwi.gradients
-    averaged = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+    averaged = reference_volumes(dwi.gradients)
     return np.mean([dwi.volume(volume).data for volume in averaged], axis=0)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eddymotion.data.gradients import reference_volumes
 from eddymotion.data.series import DWI
 from eddymotion.estimation.runs.ties import ShownDiffusion
 from eddymotion.images.grid import grid_points, mask_center
@@ -110,8 +111,7 @@ def mean_b0(run: DWI, motion: Motion, n_threads: int = 1) -> Image:
 
 def _averaged(run: DWI) -> np.ndarray:
     """Choose the volumes of the reference, at most a few."""
-    known = run.gradients.b0s if len(run.gradients.b0s) else run.gradients.shells[0]
-    return known[:VOLUMES_FOR_REFERENCE]
+    return reference_volumes(run.gradients)[:VOLUMES_FOR_REFERENCE]
 
 
 def _end_errors(motion: Motion) -> np.ndarray:

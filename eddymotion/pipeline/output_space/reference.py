@@ -9,6 +9,7 @@ import numpy as np
 import scipy
 from nibabel.affines import apply_affine
 
+from eddymotion.data.gradients import reference_volumes
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import grid_points
@@ -74,7 +75,7 @@ def reference_image(dwi: DWI, motion: Motion, contrast: str = "dwiref") -> Image
     """
     if contrast == "fa":
         return _fa_image(dwi, motion)
-    volumes = dwi.gradients.b0s if len(dwi.gradients.b0s) else dwi.gradients.shells[0]
+    volumes = reference_volumes(dwi.gradients)
     points = grid_points(dwi.shape, dwi.affine)
     total = np.zeros(len(points))
     for volume in volumes:
