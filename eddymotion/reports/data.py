@@ -99,7 +99,7 @@ class ReportData:
         dwi : DWI
             The original series.
         before, after : JudgedSlices
-            Of the original and of the corrected series, on the same planes.
+            Of the original and of the corrected series.
         predicted : dict
             Of :func:`~eddymotion.reports.maps.predicted_planes` after correction.
         predictor : str

@@ -74,7 +74,7 @@ def draw_series(
     motion : Motion
     model : Model
     before, after : JudgedSlices
-        Of the original and of the corrected series, on the same planes.
+        Of the original and of the corrected series.
     log : sequence of (seconds, message)
         From :func:`~eddymotion.reports.data.recorded_log`.
     """

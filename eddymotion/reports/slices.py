@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from eddymotion.data.series import Series
@@ -92,26 +92,23 @@ class Slices:
     Parameters
     ----------
     series : Series
-    grid : PlaneGrid, optional
-        Where the planes lie, if not on the grid of the series: they are interpolated then, so
-        that a series before and after can be laid on each other.
 
     Attributes
     ----------
+    grid : PlaneGrid
+        On which the planes lie.
     planes : dict
         ``sagittal`` (Y, Z, N), ``coronal`` (X, Z, N), ``axial`` (X, Y, N), float32.
     points : (P, N) float32 array
         Signal at voxels of the brain, evenly spread.
     """
 
-    def __init__(self, series: Series, grid: PlaneGrid | None = None) -> None:
-        own = PlaneGrid.of(series)
+    def __init__(self, series: Series) -> None:
         self.gradients = series.gradients
-        self.grid = own if grid is None or grid.same_as(own) else grid
+        self.grid = PlaneGrid.of(series)
         self._turn = io_orientation(series.affine)
-        brain = np.argwhere(own.mask)
+        brain = np.argwhere(self.grid.mask)
         self._points = tuple(brain[:: max(len(brain) // N_POINTS, 1)].T)
-        self._elsewhere = {} if self.grid is own else self._positions(own)
         n = len(series)
         self.planes = {
             name: np.zeros((*self.grid.plane(name, self.grid.mask).shape, n), np.float32)
@@ -120,9 +117,9 @@ class Slices:
         self.points = np.zeros((len(self._points[0]), n), np.float32, order="F")
 
     @classmethod
-    def of(cls, series: Series, grid: PlaneGrid | None = None, n_threads: int = 1) -> Slices:
+    def of(cls, series: Series, n_threads: int = 1) -> Slices:
         """Keep the planes of all volumes."""
-        slices = cls(series, grid)
+        slices = cls(series)
         for _ in parallel_iterate(slices._keep, enumerate(series.volumes()), n_threads=n_threads):
             pass
         return slices
@@ -138,7 +135,7 @@ class Slices:
         index, volume = numbered
         turned = apply_orientation(volume, self._turn)
         for name in PLANES:
-            self.planes[name][..., index] = self._cut(name, turned)
+            self.planes[name][..., index] = self.grid.plane(name, turned)
         self.points[:, index] = turned[self._points]
 
     def mask(self, plane: str) -> np.ndarray:
@@ -148,21 +145,6 @@ class Slices:
     def sizes(self, plane: str) -> np.ndarray:
         """Edge lengths of the pixels of a plane, mm (2,)."""
         return np.delete(self.grid.sizes, PLANES.index(plane))
-
-    def _positions(self, own: PlaneGrid) -> dict[str, np.ndarray]:
-        """Voxel positions, in the turned volume, of planes that lie on another grid."""
-        to_voxels = np.linalg.inv(own.affine)
-        return {
-            name: np.moveaxis(apply_affine(to_voxels, self.grid.plane_points(name)), -1, 0)
-            for name in PLANES
-        }
-
-    def _cut(self, name: str, turned: np.ndarray) -> np.ndarray:
-        if not self._elsewhere:
-            return self.grid.plane(name, turned)
-        from scipy.ndimage import map_coordinates
-
-        return map_coordinates(turned.astype(np.float32), self._elsewhere[name], order=1)
 
     @property
     def means(self) -> np.ndarray:
