@@ -426,7 +426,7 @@ def unite(
     Returns
     -------
     dict
-        As :func:`estimate`.
+        As :func:`~eddymotion.pipeline.series_steps.estimate`.
     """
     dwi = load_series(series, settings)
     grid = prediction_grid(dwi)

@@ -49,7 +49,7 @@ def simulate_eddy_currents(
         Root-mean-square displacement (mm) at b=1000 over all directions and a ball of
         :data:`~eddymotion.mapping.eddy_currents.SCALE_MM`.
     pe_axis : str
-        One of :data:`PE_AXES`.
+        As PhaseEncodingDirection of BIDS, such as ``j-``.
     seed : int
 
     Returns
