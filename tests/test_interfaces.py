@@ -17,7 +17,7 @@ from nipype.pipeline.engine import MapNode, Node, Workflow
 
 import eddymotion as em
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.quality import predict
+from eddymotion.estimation.held_out import predict
 from eddymotion.interfaces import nipype as nodes
 from eddymotion.interfaces import pydra as tasks
 from eddymotion.io.images import read_image, write_image

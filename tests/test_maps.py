@@ -15,9 +15,9 @@ from eddymotion.data.acquisition import Acquisition, Slicing
 from eddymotion.data.gradients import comparable_groups
 from eddymotion.estimation import assess, blocks
 from eddymotion.estimation.blocks import Blocks
+from eddymotion.estimation.held_out import fitted, predict, predict_lost
 from eddymotion.estimation.maps import cnr_maps
-from eddymotion.estimation.quality import fitted, predict
-from eddymotion.estimation.replacement import Replaced, predict_lost
+from eddymotion.estimation.replacement import Replaced
 from eddymotion.io.images import write_image
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import write_gradient_table

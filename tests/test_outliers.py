@@ -11,6 +11,7 @@ from eddymotion.data.acquisition import Acquisition, Slicing, multiband_groups
 from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess
+from eddymotion.estimation.held_out import predict
 from eddymotion.estimation.lovo import fill_lost, lost_voxels, register_volumes
 from eddymotion.estimation.outliers import (
     SliceOutliers,
@@ -26,7 +27,7 @@ from eddymotion.estimation.outliers import (
     volumes_beyond_repair,
 )
 from eddymotion.estimation.outliers.volumes import VARIATION
-from eddymotion.estimation.quality import assess_both, predict
+from eddymotion.estimation.quality import assess_both
 from eddymotion.images.image import Image
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rms_displacement
@@ -117,6 +118,19 @@ def test_lost_slices_of_a_moving_head_are_found(dropped, judged, moving, truth):
     assert (flagged & lost).sum() > 0.95 * lost.sum()
     assert (flagged & lost).sum() > 0.95 * flagged.sum()
     assert assess(moving, truth).outliers.flagged.sum() <= 1
+
+
+def test_a_slice_that_several_volumes_lost_does_not_spoil_their_predictions(moving, truth):
+    """What the others kept of it is told as if nothing had been lost."""
+    signal, losers = np.array(moving.signal), moving.gradients.dwis[[2, 5, 9]]
+    whole = assess(moving, truth).outliers.ratio
+    slices = np.argsort(moving.mask.sum(axis=(0, 1)))[-3:]
+    signal[:, :, slices[:, None], losers] *= 0.2
+    ratio = assess(replace(moving, signal=signal), truth).outliers.ratio
+    others = np.setdiff1d(moving.gradients.dwis, losers)
+    away = (ratio - whole)[np.ix_(others, slices)]
+    assert np.sqrt(np.square(away).mean()) < 0.01
+    assert (ratio[np.ix_(losers, slices)] < 0.5).all()
 
 
 def test_before_and_after_are_read_in_one_pass_as_each_alone(dropped, judged, truth):

@@ -15,9 +15,9 @@ import numpy as np
 from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.data.series import Series
 from eddymotion.estimation.blocks import Blocks
+from eddymotion.estimation.held_out import fitted, predict_lost
 from eddymotion.estimation.outliers import SliceOutliers
-from eddymotion.estimation.quality import fitted
-from eddymotion.estimation.replacement import Replaced, affected_voxels, predict_lost
+from eddymotion.estimation.replacement import Replaced, affected_voxels
 from eddymotion.machine.parallel import Progress, parallel_map, silent
 from eddymotion.models import Model
 

@@ -17,6 +17,7 @@ from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, check_kind, renamed
+from eddymotion.estimation.held_out import fill_in, filled_with_means, fitted, predict
 from eddymotion.estimation.outliers import (
     SliceFit,
     SliceOutliers,
@@ -31,8 +32,7 @@ from eddymotion.images.pyramid import SPLINE_VOXELS, crop, jittered_points
 from eddymotion.images.stack import REBUILDING, SliceWeights
 from eddymotion.machine.parallel import one_blas_thread, parallel_map
 from eddymotion.mapping.motion import Motion
-from eddymotion.models import AverageModel, LinearModel, Model, get_model
-from eddymotion.models.base import as_rows, scatter_of_bright
+from eddymotion.models import LinearModel, Model, get_model
 from eddymotion.wording import short_repr
 
 ENOUGH = 0.5
@@ -48,8 +48,8 @@ BOX_EVERY = 16
 """One in this many points is used to find which part of a volume is read."""
 
 MAX_PASSES = 3
-"""Outlier slices spoil the predictions of other volumes; so they are replaced by predictions, and
-all are sought again, up to this many times."""
+"""Outlier slices spoil the predictions of other volumes; so they are held out, and all are sought
+again, up to this many times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,18 +74,6 @@ class Quality:
     model: Model | None = None
 
     __repr__ = short_repr
-
-
-def predict(signal: np.ndarray, gradients: Gradients, model: Model) -> np.ndarray:
-    """Predict each volume of an aligned signal (…, N) from the others; NaN where impossible.
-
-    b=0 volumes are predicted by the mean of the other b=0 volumes, the others by `model`.
-    """
-    predicted = model.leave_one_out(signal, gradients)
-    b0s = gradients.b0s
-    if len(b0s):
-        predicted[..., b0s] = AverageModel().leave_one_out(signal[..., b0s], gradients.select(b0s))
-    return predicted
 
 
 @renamed(seed="random_seed")
@@ -157,20 +145,18 @@ def _assessed(dwi: DWI, reading: _ReadVolumes, model: Model, n_threads: int) -> 
     motion, gradients = reading.motion, dwi.gradients.rotated(reading.motion.rotations)
     observed, heights = reading.values, reading.heights
     signal = filled_with_means(observed, gradients)
-    flagged = np.zeros((len(dwi), dwi.n_slices), bool)
+    flagged, lost = np.zeros((len(dwi), dwi.n_slices), bool), np.zeros(observed.shape, bool)
     unplaced = motion.unplaced
     spoils = unplaced is not None
     for _ in range(MAX_PASSES):
-        with one_blas_thread():
-            used = fitted(model, signal, gradients)
-            predicted = predict(signal, gradients, used)
+        used, predicted = _predict_without(signal, lost, gradients, model)
         outliers = _outlier_slices(dwi, reading, predicted, n_threads)
         outliers = replace(outliers, unplaced=unplaced)
         if not spoils and not (outliers.flagged & ~flagged).any():
             break
         flagged, spoils = outliers.flagged, False
-        signal = _replace_flagged(observed, predicted, heights, outliers)
-        signal = filled_with_means(signal, gradients)
+        lost = _lost(observed, heights, outliers)
+        signal = _with_predictions(observed, predicted, lost, gradients)
     correlation, r2, kept = _agreements(reading, predicted, outliers, n_threads)
     outliers = replace(outliers, misfits=Misfits.of(kept, dwi.gradients))
     return Quality(correlation, r2, outliers, used)
@@ -180,15 +166,14 @@ def _assessed_as_acquired(
     dwi: DWI, reading: _ReadVolumes, model: Model, outliers: SliceOutliers, n_threads: int
 ) -> Quality:
     """Assess volumes that were read without any correction; see :func:`assess_both`."""
-    signal = filled_with_means(reading.values, dwi.gradients)
-    with one_blas_thread():
-        used = fitted(model, signal, dwi.gradients)
-        predicted = predict(signal, dwi.gradients, used)
-        if outliers.flagged.any() or outliers.unplaced is not None:
-            signal = _replace_flagged(reading.values, predicted, reading.heights, outliers)
-            signal = filled_with_means(signal, dwi.gradients)
-            used = fitted(model, signal, dwi.gradients)
-            predicted = predict(signal, dwi.gradients, used)
+    observed, gradients = reading.values, dwi.gradients
+    signal = filled_with_means(observed, gradients)
+    lost = np.zeros(observed.shape, bool)
+    used, predicted = _predict_without(signal, lost, gradients, model)
+    if outliers.flagged.any() or outliers.unplaced is not None:
+        lost = _lost(observed, reading.heights, outliers)
+        signal = _with_predictions(observed, predicted, lost, gradients)
+        used, predicted = _predict_without(signal, lost, gradients, model)
     correlation, r2, _ = _agreements(reading, predicted, outliers, n_threads)
     return Quality(correlation, r2, outliers, used)
 
@@ -226,30 +211,6 @@ def described(dwi: DWI, *, pe_axis: str | None = None, slicing: Slicing | None =
     if pe_axis is not None:
         acquisition = acquisition.encoded(pe_axis, dwi.affine)
     return replace(dwi, acquisition=acquisition)
-
-
-def fitted(model: Model, signal: np.ndarray, gradients: Gradients) -> Model:
-    """Fit a model to an aligned signal (…, N), unless it is fitted or has no parameters."""
-    if not isinstance(model, LinearModel) or model.fitted:
-        return model
-    return model.fit(scatter_of_bright(as_rows(signal)), gradients)
-
-
-def filled_with_means(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
-    """Fill missing values (NaN) with the mean of the shell, or zero if none is known: (V, N)."""
-    rows = np.flatnonzero(np.isnan(signal).any(axis=1))
-    if not len(rows):
-        return signal
-    gone = np.isnan(signal[rows])
-    some = np.where(gone, 0.0, signal[rows]).astype(signal.dtype)
-    for group in (gradients.b0s, *gradients.shells):
-        if len(group):
-            n_known = np.maximum((~gone[:, group]).sum(axis=1, keepdims=True), 1)
-            mean = some[:, group].sum(axis=1, keepdims=True) / n_known
-            some[:, group] += gone[:, group] * mean
-    filled = signal.copy(order="K")
-    filled[rows] = some
-    return filled
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,19 +308,37 @@ def _outlier_slices(
     return score_slices(fits, dwi.acquisition.slicing, comparable_groups(dwi.gradients))
 
 
-def _replace_flagged(
-    observed: np.ndarray, predicted: np.ndarray, heights: np.ndarray, outliers: SliceOutliers
-) -> np.ndarray:
-    """Replace values where a volume has lost its signal by its prediction, (V, N)."""
-    signal = observed.copy()
-    for volume in range(signal.shape[1]):
-        lost = is_lost(outliers.flagged[volume], heights[:, volume])
+def _lost(observed: np.ndarray, heights: np.ndarray, outliers: SliceOutliers) -> np.ndarray:
+    """Find where each volume has lost its signal, or was not acquired, (V, N) bool."""
+    lost = np.isnan(observed)
+    for volume in range(lost.shape[1]):
+        lost[:, volume] |= is_lost(outliers.flagged[volume], heights[:, volume])
         if outliers.unplaced is not None:
-            lost |= outliers.unplaced[volume]
-        lost |= np.isnan(observed[:, volume])
-        lost &= np.isfinite(predicted[:, volume])
-        signal[lost, volume] = predicted[lost, volume]
-    return signal
+            lost[:, volume] |= outliers.unplaced[volume]
+    return lost
+
+
+def _with_predictions(
+    observed: np.ndarray, predicted: np.ndarray, lost: np.ndarray, gradients: Gradients
+) -> np.ndarray:
+    """Put predictions in place of what is lost, (V, N)."""
+    known = np.where(lost & np.isfinite(predicted), predicted, observed)
+    return filled_with_means(known, gradients)
+
+
+def _predict_without(
+    signal: np.ndarray, lost: np.ndarray, gradients: Gradients, model: Model
+) -> tuple[Model, np.ndarray]:
+    """Fit the model and predict each volume from what the others have not lost.
+
+    Where the model is linear, what is lost is put right in `signal`: predictions that were made
+    while other volumes had lost the same slice are wrong.
+    """
+    with one_blas_thread():
+        used = fitted(model, signal, gradients)
+        if isinstance(used, LinearModel):
+            fill_in(signal, lost & ~gradients.is_b0, used.precision(gradients))
+        return used, predict(signal, gradients, used)
 
 
 def agreement(observed: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:

@@ -18,7 +18,7 @@ If the head moved within a volume, its voxels are mixtures of slices with other 
 slices nothing was recorded, and the voxel is prediction alone.
 
 Other volumes may have lost slices at the same voxel. They are held out there, too
-(:func:`fill_in`).
+(:func:`eddymotion.estimation.held_out.fill_in`).
 
 The predictions are made first, block by block; only they are kept, sixteen bytes for each affected
 voxel of each volume. Then the corrected volumes are read one by one.
@@ -34,13 +34,12 @@ import numpy as np
 import scipy
 
 from eddymotion.data.acquisition import Acquisition
-from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import Series
 from eddymotion.estimation.blocks import Blocks
+from eddymotion.estimation.held_out import predict_lost
 from eddymotion.estimation.outliers import SliceOutliers, is_lost, spline_through
-from eddymotion.estimation.quality import filled_with_means, predict
-from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
-from eddymotion.models import LinearModel, Model
+from eddymotion.machine.parallel import Progress, parallel_map, silent
+from eddymotion.models import Model
 from eddymotion.resampling import Resampled
 
 LEAST_SHARE = 0.04
@@ -48,15 +47,6 @@ LEAST_SHARE = 0.04
 
 FROM_SHARE, TO_SHARE = 0.1, 0.3
 """Shares of lost slices at which the prediction begins to count, and at which it alone does."""
-
-MAX_STEPS, TOLERANCE = 30, 1e-3
-"""Conjugate gradients end after the first number of steps, or at this relative residual."""
-
-VOXELS_AT_A_TIME = 2**14
-
-REPEATS = 5
-"""How often predictions are made where a model is not linear, since those of volumes that lost the
-same voxel depend on one another."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -272,82 +262,3 @@ def _predict(
         predicted[place[where.voxels], volume].astype(np.float32)
         for volume, where in enumerate(affected)
     ]
-
-
-def predict_lost(
-    signal: np.ndarray, lost: np.ndarray, gradients: Gradients, model: Model
-) -> np.ndarray:
-    """Predict each volume of an aligned signal (V, N) from what the others have not lost.
-
-    Parameters
-    ----------
-    signal : (V, N) array
-    lost : (V, N) bool array
-        Not known; not changed.
-    gradients : Gradients
-    model : Model
-        Fitted.
-
-    Returns
-    -------
-    (V, N) float32 array
-        NaN where the model predicts nothing: at a voxel that a whole shell has lost, say.
-    """
-    signal = filled_with_means(np.where(lost, np.nan, signal).astype(np.float32), gradients)
-    with one_blas_thread():
-        if isinstance(model, LinearModel):
-            fill_in(signal, lost, model.precision(gradients))
-        else:
-            _fill_in_turns(signal, lost, gradients, model)
-        predicted = predict(signal, gradients, model)
-    for group in gradients.shells if gradients.is_shelled else (gradients.dwis,):
-        all_lost = lost[:, group].all(axis=1)
-        predicted[np.ix_(all_lost, group)] = np.nan
-    return predicted
-
-
-def fill_in(signal: np.ndarray, lost: np.ndarray, precision: np.ndarray) -> None:
-    """Put the conditional mean given the rest in place of what is lost, in `signal`.
-
-    Block elimination ``y_G ← y_G − P_GG⁻¹ (P y)_G`` (:mod:`eddymotion.models.base`) for the lost
-    volumes ``G`` of each voxel, by conjugate gradients for many voxels at a time: as many steps as
-    volumes are lost are exact, fewer are enough.
-
-    Parameters
-    ----------
-    signal, lost : (V, N) array
-    precision : (N, N) array
-        Symmetric.
-    """
-    rows = np.flatnonzero(lost.any(axis=1))
-    for start in range(0, len(rows), VOXELS_AT_A_TIME):
-        part = rows[start : start + VOXELS_AT_A_TIME]
-        gone, values = lost[part], signal[part].astype(float)
-        residual = np.where(gone, -values @ precision, 0.0)
-        direction, power = residual, (residual**2).sum(axis=1)
-        enough = TOLERANCE**2 * power
-        for _ in range(min(MAX_STEPS, int(gone.sum(axis=1).max()))):
-            image = np.where(gone, direction @ precision, 0.0)
-            curvature = (direction * image).sum(axis=1)
-            step = _divided(power, curvature, where=(power > enough) & (curvature > 0))
-            values += step * direction
-            residual = residual - step * image
-            previous, power = power, (residual**2).sum(axis=1)
-            if (power <= enough).all():
-                break
-            direction = residual + _divided(power, previous, where=previous > 0) * direction
-        signal[part] = values
-
-
-def _divided(above: np.ndarray, below: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Divide (V,) by (V,) as a column (V, 1), zero elsewhere."""
-    return np.divide(above, below, out=np.zeros_like(above), where=where)[:, None]
-
-
-def _fill_in_turns(
-    signal: np.ndarray, lost: np.ndarray, gradients: Gradients, model: Model
-) -> None:
-    """Put predictions in place of what is lost, again and again, for a model of any kind."""
-    for _ in range(REPEATS if lost.any() else 0):
-        predicted = predict(signal, gradients, model)
-        np.copyto(signal, predicted, where=lost & np.isfinite(predicted))

@@ -32,7 +32,8 @@ import numpy as np
 from eddymotion.data.gradients import SHELL_GAP, Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.quality import agreement, predict
+from eddymotion.estimation.held_out import predict
+from eddymotion.estimation.quality import agreement
 from eddymotion.images.grid import grid_distance
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import Model, get_model

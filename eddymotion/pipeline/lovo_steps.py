@@ -20,6 +20,7 @@ from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimators import N_PASSES
 from eddymotion.estimation.frames import unite_frames
+from eddymotion.estimation.held_out import fitted, predict
 from eddymotion.estimation.lovo import (
     LEAST_LEFT,
     conclude,
@@ -32,7 +33,7 @@ from eddymotion.estimation.lovo.moving_together import Following, move_together,
 from eddymotion.estimation.lovo.prediction_grid import prediction_grid
 from eddymotion.estimation.lovo.schedule import Pass, plan_passes, registrar_at
 from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_outlier_volumes
-from eddymotion.estimation.quality import ENOUGH, fitted, predict
+from eddymotion.estimation.quality import ENOUGH
 from eddymotion.images.grid import Box, Grid, mask_center
 from eddymotion.images.image import Image
 from eddymotion.io.images import image_stem, read_image, write_image

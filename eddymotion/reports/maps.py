@@ -10,8 +10,9 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.held_out import predict
 from eddymotion.estimation.maps import MIN_VOLUMES, cnr, snr
-from eddymotion.estimation.quality import Quality, predict
+from eddymotion.estimation.quality import Quality
 from eddymotion.evaluation.series import nearest_neighbours, neighbour_correlations
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import LinearModel, Model, get_model

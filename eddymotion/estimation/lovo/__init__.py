@@ -30,13 +30,14 @@ from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.frames.gradient_pulls import remove_gradient_pulls
+from eddymotion.estimation.held_out import fitted, predict
 from eddymotion.estimation.joint.standard_errors import misfit_of
 from eddymotion.estimation.lovo.moving_together import Following, move_together, reach_of
 from eddymotion.estimation.lovo.prediction_grid import prediction_grid
 from eddymotion.estimation.lovo.schedule import plan_passes
 from eddymotion.estimation.outlier_volumes import recover_outlier_volumes, retry_outlier_volumes
 from eddymotion.estimation.outliers import is_lost, slice_heights
-from eddymotion.estimation.quality import ENOUGH, assess, fitted, predict
+from eddymotion.estimation.quality import ENOUGH, assess
 from eddymotion.images.grid import Box, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import head_scale, jittered_points
