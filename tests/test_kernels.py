@@ -6,7 +6,9 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.equations.twist_kernels import sum_twists
+from eddymotion.estimation.fields.unknowns import UnknownFields
 from eddymotion.estimation.outliers.slice_kernels import SliceSums
 from eddymotion.images import kernels
 from eddymotion.images.grid import transformed
@@ -20,7 +22,8 @@ from eddymotion.images.kernels import (
 )
 from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents, polynomial_terms
 from eddymotion.mapping.field_kernels import sample_grid_through_field, weigh_terms
-from eddymotion.mapping.rigid import rigid_matrix
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid, rigid_matrix
 
 SHAPE = np.array([9, 11, 13])
 IN_PLACE = np.eye(4)[:3]
@@ -165,6 +168,29 @@ def test_points_through_a_field_equal_the_polynomials(order):
     columns = np.empty((N_TERMS[order], 50), np.float32)
     weigh_terms(points, eddy.units_of(pose), weights, columns)
     np.testing.assert_allclose(columns.T, weights[:, None] * eddy.terms(moved), atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["linear", "quadratic", "cubic"])
+def test_pulls_on_fields_are_their_columns_summed_part_by_part(order):
+    random, n = np.random.default_rng(7), 4
+    eddy = EddyCurrents.none(n, order, np.array([0.6, 0.0, -0.8]), np.array([5.0, -9.0, 2.0]))
+    motion = Motion(exp_rigid(random.normal(size=(n, 6)) * 0.3, np.zeros(3)), eddy_currents=eddy)
+    fields = UnknownFields(Gradients(np.zeros(n), np.zeros((n, 3))), N_TERMS[order], eddy.center)
+    points = random.normal(scale=60, size=(50, 3))
+    slopes = random.normal(size=(n, 3, 50)).astype(np.float32)
+    factors = random.normal(size=(n, 50)).astype(np.float32)
+    parts = np.sort(random.integers(0, 3, 50))
+    columns = fields.columns(motion, points, slopes)
+    along = np.einsum("nkp,nab,a,kb->np", slopes, motion.rotations, eddy.pe, np.eye(3))
+    for volume in range(n):
+        terms = eddy.terms(apply_affine(motion.matrices[volume], points))
+        expected = -along[volume][:, None] * terms
+        np.testing.assert_allclose(columns[volume].T, expected, rtol=1e-4, atol=1e-4)
+    found = fields.pulls(motion, points, slopes, factors, parts)
+    for part in range(3):
+        inside = parts == part
+        expected = (columns * factors[:, None])[:, :, inside].sum(axis=2)
+        np.testing.assert_allclose(found[part], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_image_gradients_are_in_world_millimetres():

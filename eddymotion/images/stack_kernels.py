@@ -20,6 +20,9 @@ REACH = 2.6
 SLICE_STEPS = 6
 """Largest number of steps in which the slice is found that recorded a point."""
 
+RIGHT_SIDES = 4
+"""Solved for at once: weights, their slopes, and ones; the last one fills a register."""
+
 LEAST_WEIGHT = 1e-3
 """Slices of less weight are not read."""
 
@@ -63,9 +66,9 @@ def find_slices(matrices, points, shifts, slices, heights):
 
 
 @compiled
-def _covariance(distance, length):
-    """Covariance of two slices at a distance."""
-    return np.exp(-0.5 * (distance / length) ** 2)
+def _covariance(distance, decay):
+    """Covariance of two slices at a distance; `decay` is the inverse square of the length."""
+    return np.exp(-0.5 * decay * distance * distance)
 
 
 @compiled
@@ -84,68 +87,65 @@ def _factor(matrix, n):
 
 @compiled
 def _solve(factor, n, right):
-    """Solve in place with the factor of :func:`_factor`."""
+    """Solve in place for right sides (…, 4) with the factor of :func:`_factor`."""
     for j in range(n):
-        right[j] *= factor[j, j]
+        for c in range(RIGHT_SIDES):
+            right[j, c] *= factor[j, j]
         for i in range(j + 1, n):
-            right[i] -= factor[i, j] * right[j]
+            for c in range(RIGHT_SIDES):
+                right[i, c] -= factor[i, j] * right[j, c]
     for step in range(n):
-        j, known = n - 1 - step, 0.0
+        j = n - 1 - step
         for i in range(j + 1, n):
-            known += factor[i, j] * right[i]
-        right[j] -= known * factor[j, j]
+            share = factor[i, j] * factor[j, j]
+            for c in range(RIGHT_SIDES):
+                right[j, c] -= share * right[i, c]
 
 
 @compiled
-def _relate(distances, n, length, nugget, work):
-    """Factor the covariance of `n` nodes at such distances; solve it for ones, in row `n`."""
+def _relate(distances, n, decay, nugget, work):
+    """Factor the covariance of `n` nodes at such distances."""
     for i in range(n):
         for j in range(i):
-            work[i, j] = _covariance(distances[i] - distances[j], length)
+            work[i, j] = _covariance(distances[i] - distances[j], decay)
         work[i, i] = 1.0 + nugget
-        work[n, i] = 1.0
     _factor(work, n)
-    _solve(work, n, work[n])
 
 
 @compiled
-def _krige(distances, n, length, work, weights):
-    """Fill the weights of `n` nodes at such distances; return the variance.
+def _krige(distances, n, decay, work, weights):
+    """Fill the weights of `n` nodes at such distances, and how they change with the height.
 
-    Ordinary kriging, with the `work` of :func:`_relate`: the weights add up to one. The
-    covariances with the point are put in the row after that.
+    Ordinary kriging, with the `work` of :func:`_relate`: the weights add up to one. All distances
+    grow with the height of the point.
+
+    Parameters
+    ----------
+    weights : (8, 4) array
+        Filled: weights and their derivatives in the first two columns.
+
+    Returns
+    -------
+    float
+        The variance.
     """
-    ones, covariances = work[n], work[n + 1]
     for i in range(n):
-        weights[i] = covariances[i] = _covariance(distances[i], length)
+        covariance = _covariance(distances[i], decay)
+        weights[i, 0], weights[i, 1] = covariance, -distances[i] * decay * covariance
+        weights[i, 2], work[n, i] = 1.0, covariance
     _solve(work, n, weights)
-    sum_ones, sum_weights, variance = 0.0, 0.0, 1.0
+    sum_weights, sum_slopes, sum_ones, variance = 0.0, 0.0, 0.0, 1.0
     for i in range(n):
-        variance -= weights[i] * covariances[i]
-        sum_ones += ones[i]
-        sum_weights += weights[i]
+        variance -= weights[i, 0] * work[n, i]
+        sum_weights += weights[i, 0]
+        sum_slopes += weights[i, 1]
+        sum_ones += weights[i, 2]
     left = 1.0 - sum_weights
+    more, less = left / sum_ones, sum_slopes / sum_ones
     for i in range(n):
-        weights[i] += ones[i] * left / sum_ones
+        weights[i, 0] += weights[i, 2] * more
+        weights[i, 1] -= weights[i, 2] * less
     return variance + left**2 / sum_ones
-
-
-@compiled
-def _krige_slopes(distances, n, length, work, slopes):
-    """Fill the derivatives of the weights by the height of the point: all distances grow with it.
-
-    With the `work` of :func:`_krige`.
-    """
-    ones, covariances = work[n], work[n + 1]
-    for i in range(n):
-        slopes[i] = -distances[i] / length**2 * covariances[i]
-    _solve(work, n, slopes)
-    sum_ones, sum_slopes = 0.0, 0.0
-    for i in range(n):
-        sum_ones += ones[i]
-        sum_slopes += slopes[i]
-    for i in range(n):
-        slopes[i] -= ones[i] * sum_slopes / sum_ones
 
 
 @compiled
@@ -195,8 +195,8 @@ def _value_in_plane(plane, a, b):
 
 
 @compiled
-def _find_nodes(matrices, plane, point, lost, nodes, distances):
-    """Fill slices that come near a point, and how far it is from each, in slices.
+def _find_nodes(matrices, plane, point, lost, at_rest, nodes, places):
+    """Fill slices that come near a point, and where it is: in the plane, and from each in slices.
 
     Returns
     -------
@@ -213,12 +213,14 @@ def _find_nodes(matrices, plane, point, lost, nodes, distances):
     n, least, outside = 0, np.inf, False
     if height < -0.5 or height > n_slices - 0.5:
         return n, near, low, np.nan
+    a, b = _along(matrices, near, 0, point), _along(matrices, near, 1, point)
     for k in range(low, min(low + N_NODES, n_slices)):
-        distance = _along(matrices, k, 2, point) - k
+        distance = (height if at_rest else _along(matrices, k, 2, point)) - k
         if abs(distance) < REACH and not lost[k]:
-            a, b = _along(matrices, k, 0, point), _along(matrices, k, 1, point)
+            if not at_rest:
+                a, b = _along(matrices, k, 0, point), _along(matrices, k, 1, point)
             if -0.5 <= a <= plane[0] - 0.5 and -0.5 <= b <= plane[1] - 0.5:
-                nodes[n], distances[n] = k, distance
+                nodes[n], places[0, n], places[1, n], places[2, n] = k, a, b, distance
                 least = min(least, abs(distance))
                 n += 1
             else:
@@ -237,24 +239,24 @@ def weigh_slices(plane, matrices, points, shifts, lost, kriging, weights, first)
     matrices, points, shifts, lost, kriging, weights, first
         As of :func:`read_slices`; weights are zero only where no two slices come near.
     """
-    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
-    work = np.empty((N_NODES + 2, N_NODES))
-    of_nodes = np.empty(N_NODES)
-    at_rest, related = _share_a_pose(matrices), 0
+    nodes, places = np.empty(N_NODES, np.int64), np.empty((3, N_NODES))
+    work, of_nodes = np.empty((N_NODES + 1, N_NODES)), np.zeros((N_NODES, RIGHT_SIDES))
+    distances, at_rest, related = places[2], _share_a_pose(matrices), 0
+    decay = 1 / kriging[0] ** 2
     for p in range(points.shape[0]):
         weights[p] = np.float32(0)
         point = _point(points, shifts, p)
-        n, _, low, _ = _find_nodes(matrices, plane, point, lost, nodes, distances)
+        n, _, low, _ = _find_nodes(matrices, plane, point, lost, at_rest, nodes, places)
         first[p] = low
         if n < 2:
             continue
         in_a_row = at_rest and nodes[n - 1] - nodes[0] == n - 1
         if not in_a_row or related != n:
-            _relate(distances, n, kriging[0], kriging[1], work)
+            _relate(distances, n, decay, kriging[1], work)
             related = n if in_a_row else 0
-        _krige(distances, n, kriging[0], work, of_nodes)
+        _krige(distances, n, decay, work, of_nodes)
         for i in range(n):
-            weights[p, nodes[i] - low] = of_nodes[i]
+            weights[p, nodes[i] - low] = of_nodes[i, 0]
 
 
 @compiled
@@ -264,33 +266,34 @@ def find_gaps(plane, matrices, points, shifts, lost, kriging, gaps):
     Other parameters as of :func:`weigh_slices`. More slices never raise the variance of kriging:
     where that by the nearest one alone is low enough, no weights are needed.
     """
-    length, nugget, most, nearest = kriging
-    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
-    work, of_nodes = np.empty((N_NODES + 2, N_NODES)), np.empty(N_NODES)
+    nugget, most, nearest = kriging[1:]
+    decay = 1 / kriging[0] ** 2
+    nodes, places = np.empty(N_NODES, np.int64), np.empty((3, N_NODES))
+    work, of_nodes = np.empty((N_NODES + 1, N_NODES)), np.zeros((N_NODES, RIGHT_SIDES))
+    distances = places[2]
     for p in range(points.shape[0]):
         point = _point(points, shifts, p)
-        n, _, _, least = _find_nodes(matrices, plane, point, lost, nodes, distances)
+        n, _, _, least = _find_nodes(matrices, plane, point, lost, False, nodes, places)
         gaps[p] = not np.isnan(least) and (n < 2 or least > nearest)
-        if n < 2 or gaps[p] or 2 + nugget - 2 * _covariance(least, length) <= most:
+        if n < 2 or gaps[p] or 2 + nugget - 2 * _covariance(least, decay) <= most:
             continue
-        _relate(distances, n, length, nugget, work)
-        gaps[p] = _krige(distances, n, length, work, of_nodes) > most
+        _relate(distances, n, decay, nugget, work)
+        gaps[p] = _krige(distances, n, decay, work, of_nodes) > most
 
 
 @compiled
-def _mix(coefficients, matrices, point, nodes, n, of_nodes, along):
+def _mix(coefficients, nodes, places, n, of_nodes):
     """Read the slices and weigh them: value, and slopes along a, b and the slice axis."""
     total, by_a, by_b, by_c = 0.0, 0.0, 0.0, 0.0
     for i in range(n):
-        if max(abs(of_nodes[i]), abs(along[i])) < LEAST_WEIGHT:
+        weight, along = of_nodes[i, 0], of_nodes[i, 1]
+        if max(abs(weight), abs(along)) < LEAST_WEIGHT:
             continue
-        k = nodes[i]
-        a, b = _along(matrices, k, 0, point), _along(matrices, k, 1, point)
-        value, slope_a, slope_b = _in_plane(coefficients[k], a, b)
-        total += of_nodes[i] * value
-        by_a += of_nodes[i] * slope_a
-        by_b += of_nodes[i] * slope_b
-        by_c += along[i] * value
+        value, slope_a, slope_b = _in_plane(coefficients[nodes[i]], places[0, i], places[1, i])
+        total += weight * value
+        by_a += weight * slope_a
+        by_b += weight * slope_b
+        by_c += along * value
     return total, by_a, by_b, by_c
 
 
@@ -324,31 +327,30 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
         Filled.
     """
     plane = (coefficients.shape[1] - 2 * PADDING, coefficients.shape[2] - 2 * PADDING)
-    length, nugget, most, nearest = kriging
-    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
-    work = np.empty((N_NODES + 2, N_NODES))
-    of_nodes, along = np.empty(N_NODES), np.empty(N_NODES)
-    at_rest, related = _share_a_pose(matrices), 0
+    nugget, most, nearest = kriging[1:]
+    decay = 1 / kriging[0] ** 2
+    nodes, places = np.empty(N_NODES, np.int64), np.empty((3, N_NODES))
+    work, of_nodes = np.empty((N_NODES + 1, N_NODES)), np.zeros((N_NODES, RIGHT_SIDES))
+    distances, at_rest, related = places[2], _share_a_pose(matrices), 0
     for p in range(points.shape[0]):
         values[p], slopes[p], weights[p] = np.nan, np.float32(0), np.float32(0)
         point = _point(points, shifts, p)
-        n, near, low, least = _find_nodes(matrices, plane, point, lost, nodes, distances)
+        n, near, low, least = _find_nodes(matrices, plane, point, lost, at_rest, nodes, places)
         first[p] = low
         if n < 2 or least > nearest:
             continue
         in_a_row = at_rest and nodes[n - 1] - nodes[0] == n - 1
         if not in_a_row or related != n:
-            _relate(distances, n, length, nugget, work)
+            _relate(distances, n, decay, nugget, work)
             related = n if in_a_row else 0
-        if _krige(distances, n, length, work, of_nodes) > most:
+        if _krige(distances, n, decay, work, of_nodes) > most:
             continue
-        _krige_slopes(distances, n, length, work, along)
-        total, by_a, by_b, by_c = _mix(coefficients, matrices, point, nodes, n, of_nodes, along)
+        total, by_a, by_b, by_c = _mix(coefficients, nodes, places, n, of_nodes)
         if np.isnan(total):
             continue
         values[p] = total
         for i in range(n):
-            weights[p, nodes[i] - low] = of_nodes[i]
+            weights[p, nodes[i] - low] = of_nodes[i, 0]
         m = matrices[near]
         for axis in range(3):
             slopes[p, axis] = m[0, axis] * by_a + m[1, axis] * by_b + m[2, axis] * by_c
@@ -358,24 +360,25 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
 def read_values(coefficients, matrices, points, shifts, lost, kriging, values):
     """Read a stack of slices at points of the head as :func:`read_slices`: values (P,) alone."""
     plane = (coefficients.shape[1] - 2 * PADDING, coefficients.shape[2] - 2 * PADDING)
-    length, nugget, most, nearest = kriging
-    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
-    work, of_nodes = np.empty((N_NODES + 2, N_NODES)), np.empty(N_NODES)
+    nugget, most, nearest = kriging[1:]
+    decay = 1 / kriging[0] ** 2
+    nodes, places = np.empty(N_NODES, np.int64), np.empty((3, N_NODES))
+    work, of_nodes = np.empty((N_NODES + 1, N_NODES)), np.zeros((N_NODES, RIGHT_SIDES))
+    distances = places[2]
     for p in range(points.shape[0]):
         values[p] = np.nan
         point = _point(points, shifts, p)
-        n, _, _, least = _find_nodes(matrices, plane, point, lost, nodes, distances)
+        n, _, _, least = _find_nodes(matrices, plane, point, lost, False, nodes, places)
         if n < 2 or least > nearest:
             continue
-        _relate(distances, n, length, nugget, work)
-        if _krige(distances, n, length, work, of_nodes) > most:
+        _relate(distances, n, decay, nugget, work)
+        if _krige(distances, n, decay, work, of_nodes) > most:
             continue
         value = 0.0
         for i in range(n):
-            if abs(of_nodes[i]) >= LEAST_WEIGHT:
-                k = nodes[i]
-                a, b = _along(matrices, k, 0, point), _along(matrices, k, 1, point)
-                value += of_nodes[i] * _value_in_plane(coefficients[k], a, b)
+            if abs(of_nodes[i, 0]) >= LEAST_WEIGHT:
+                plane_value = _value_in_plane(coefficients[nodes[i]], places[0, i], places[1, i])
+                value += of_nodes[i, 0] * plane_value
         values[p] = value
 
 

@@ -158,9 +158,19 @@ class EddyCurrents:
         return recorded, factors
 
     def units_of(self, pose: np.ndarray) -> np.ndarray:
-        """Return the map from points of a frame to the u of the terms, (3, 4)."""
-        units = np.array(pose[:3], dtype=float)
-        units[:, 3] -= self.center
+        """Return the map from points of a frame, or of each of several, to the u of the terms.
+
+        Parameters
+        ----------
+        pose : (…, 4, 4) array
+            Frame of the points → scanner, RAS+ mm.
+
+        Returns
+        -------
+        (…, 3, 4) array
+        """
+        units = np.array(pose[..., :3, :], dtype=float)
+        units[..., 3] -= self.center
         return units / SCALE_MM
 
     def polynomials(self, volume: int) -> tuple[np.ndarray, np.ndarray]:

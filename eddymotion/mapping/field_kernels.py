@@ -155,3 +155,55 @@ def weigh_terms(points, units, weights, columns):
             columns[13, p], columns[14, p] = w * x * x * z, w * x * y * y
             columns[15, p], columns[16, p] = w * y * y * z, w * x * z * z
             columns[17, p], columns[18, p] = w * y * z * z, w * x * y * z
+
+
+@compiled
+def sum_terms(points, units, encodings, slopes, factors, parts, sums):
+    """Add the columns of :func:`weigh_terms` over the points of each part, in all volumes.
+
+    Parameters
+    ----------
+    points : (P, 3) float64 array
+    units : (N, 3, 4) float64 array
+        Points → x, y, z of :data:`~eddymotion.mapping.eddy_currents.TERMS`.
+    encodings : (N, 3) float32 array
+        Along the axes of the slopes.
+    slopes : (N, 3, P) float32 array
+    factors : (N, P) float32 array
+        Of the slopes against the encoding.
+    parts : (P,) int32 array
+        In which part each point is: ascending.
+    sums : (B, N, K) float64 array
+        K is 3, 9 or 19.
+    """
+    n_terms = sums.shape[2]
+    for n in range(slopes.shape[0]):
+        e, slope_x, slope_y, slope_z = encodings[n], slopes[n, 0], slopes[n, 1], slopes[n, 2]
+        for p in range(points.shape[0]):
+            w = -factors[n, p] * (e[0] * slope_x[p] + e[1] * slope_y[p] + e[2] * slope_z[p])
+            total = sums[parts[p], n]
+            x = np.float32(mapped_component(units[n], points, p, 0))
+            y = np.float32(mapped_component(units[n], points, p, 1))
+            z = np.float32(mapped_component(units[n], points, p, 2))
+            wx, wy, wz = w * x, w * y, w * z
+            total[0] += wx
+            total[1] += wy
+            total[2] += wz
+            if n_terms > 3:
+                total[3] += wx * x
+                total[4] += wy * y
+                total[5] += wz * z
+                total[6] += wx * y
+                total[7] += wx * z
+                total[8] += wy * z
+            if n_terms > 9:
+                total[9] += wx * x * x
+                total[10] += wy * y * y
+                total[11] += wz * z * z
+                total[12] += wx * x * y
+                total[13] += wx * x * z
+                total[14] += wx * y * y
+                total[15] += wy * y * z
+                total[16] += wx * z * z
+                total[17] += wy * z * z
+                total[18] += wx * y * z

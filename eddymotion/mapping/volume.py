@@ -18,7 +18,6 @@ from eddymotion.images.grid import grid_points, transformed
 from eddymotion.images.image import Continuous, Image
 from eddymotion.images.stack import KRIGING, REBUILDING, Kriging, SlicesAtPoints, SliceStack
 from eddymotion.mapping.eddy_currents import EddyCurrents
-from eddymotion.mapping.field_kernels import weigh_terms
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
 from eddymotion.mapping.trajectory import SlicesOfVolume
 
@@ -251,27 +250,3 @@ class VolumeMapping:
         data = self.sample(image.spline, there).reshape(shape)
         missing = np.isnan(data)
         return Image(np.where(missing, np.float32(0), data), image.affine, missing)
-
-    def fill_field_columns(
-        self, points: np.ndarray, slopes: np.ndarray, columns: np.ndarray
-    ) -> None:
-        """Fill in the derivatives of the signal at points by the coefficients of the field.
-
-        Parameters
-        ----------
-        points : (P, 3) array
-            Of the head, mm.
-        slopes : (3, P) float32 array
-            Of the signal along the axes of the head.
-        columns : (K, P) float32 array
-            Filled: a row for each coefficient.
-        """
-        assert self.eddy_currents is not None
-        along = np.einsum("kp,k->p", slopes, self.encoding.astype(np.float32))
-        weigh_terms(points, self.eddy_currents.units_of(self.pose), -along, columns)
-
-    @property
-    def encoding(self) -> np.ndarray:
-        """Phase-encoding vector of the fields along the axes of the head, (3,)."""
-        assert self.eddy_currents is not None
-        return self.pose[:3, :3].T @ self.eddy_currents.pe

@@ -20,6 +20,9 @@ PARALLEL = 0.8
 FACTORS = (0.3, 5.0)
 """By which a step is shortened or lengthened at most."""
 
+SHARES = (1 - FACTORS[1], 0.75)
+"""Of the last step and what became of it, which are taken off the next one."""
+
 MIN_KEPT = 0.5
 """A step may not lose more than this fraction of the points that determine the cost."""
 
@@ -82,6 +85,8 @@ class Descent(Generic[Place]):
     creeps : bool
         Whether a place is compared with the one before, not with the best: weights that follow the
         residuals let the cost rise a little where the equations of a step lead.
+    mixes : bool
+        Whether each step is mixed with the last one; see :class:`MixedStep`.
 
     Attributes
     ----------
@@ -90,7 +95,7 @@ class Descent(Generic[Place]):
     costs : list of float
         Of all places that were accepted.
     length : float
-        Of the step from `place` to `trial`, mm.
+        Of the step from `place` to `trial`, before it is mixed, mm.
     whole : float
         The same before it was halved.
     halved : bool
@@ -104,6 +109,7 @@ class Descent(Generic[Place]):
     tolerance: float
     reach: float | None = None
     creeps: bool = False
+    mixes: bool = False
     trial: Place = field(init=False)
     costs: list[float] = field(default_factory=list, init=False)
     length: float = field(default=np.inf, init=False)
@@ -116,6 +122,7 @@ class Descent(Generic[Place]):
         self.trial = self.place
         self._change, self._n_points = np.zeros(0), 0
         self._last: ExtrapolatedStep | None = None
+        self._mixed: MixedStep | None = None
 
     def run(self, max_steps: int, progress: Callable[..., Iterable[int]] | None = None) -> None:
         """Step until it ends, at most `max_steps` times.
@@ -141,13 +148,16 @@ class Descent(Generic[Place]):
             self.costs.append(found.cost)
             self._change, before = self._next(found), self.length
             self.whole = self.length = self.objective.length(self.place, self._change)
+            if self.mixes:
+                self._mixed = MixedStep.of(self._change, found.hessian, self._mixed)
+                self._change = self._mixed.taken
             left = way_left(before, self.length) if self.reach is None else self.length
             self.ended = min(self.length, left) < self.tolerance
         elif not self.costs:
             self.ended = True
             return
         else:
-            self.halved, self._last = True, None
+            self.halved, self._last, self._mixed = True, None, None
             self._change, self.length = self._change / 2, self.length / 2
             self.ended = self.length < self.tolerance
         self.trial = self.objective.moved(self.place, self._change)
@@ -221,3 +231,27 @@ class ExtrapolatedStep:
             return cls(step)
         left = max(1 - across / before, last.factor / FACTORS[1])
         return cls(step, min(float(np.clip(last.factor / left, *FACTORS)), longest))
+
+
+@dataclass(frozen=True, eq=False)
+class MixedStep:
+    """A step, and the one that is taken, mixed with the last as in Anderson's acceleration.
+
+    Steps of many volumes do not point the same way, but those along what the data hardly determine
+    shrink slowly, while the others are gone. By as much as the last step changed them, what is
+    left of the way is longer, or shorter where they go back and forth.
+    """
+
+    step: np.ndarray
+    taken: np.ndarray
+
+    @classmethod
+    def of(cls, step: np.ndarray, hessian: np.ndarray, last: MixedStep | None) -> MixedStep:
+        """Mix a step with the last one, if there is one."""
+        if last is None:
+            return cls(step, step)
+        change = step - last.step
+        turned = hessian @ change.ravel()
+        power = float(change.ravel() @ turned)
+        share = np.clip(step.ravel() @ turned / power, *SHARES) if power > 0 else 0.0
+        return cls(step, step - share * (last.taken + change))

@@ -48,7 +48,11 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.equations.few_terms import Filter
-from eddymotion.estimation.equations.normal_equations import GramMatrix, NormalEquations
+from eddymotion.estimation.equations.normal_equations import (
+    GramMatrix,
+    NormalEquations,
+    give_own_blocks,
+)
 from eddymotion.estimation.equations.samples import (
     MAX_MISSING,
     Lost,
@@ -78,6 +82,11 @@ point), but over no fewer points than the second. Each point costs the square of
 unknowns; with fewer points for more volumes, or for volumes with fields, the time grows in
 proportion to the number of volumes. An error of this matrix does not change where the steps
 end."""
+
+POINTS_FOR_OWN = 20_000
+"""The blocks of the normal matrix between the unknowns of one volume are summed over about this
+many points. Few steep places may determine a field, and with only :data:`LEAST_FOR_HESSIAN` points
+a block was too small by a factor of four: such a volume went back and forth without end."""
 
 COMPARED_AT_A_TIME = 4096
 """Points at which a thread compares volumes with the model at a time."""
@@ -222,7 +231,7 @@ class CoupledProblem:
             The last evaluation, if it was less than the tolerance away from the solution.
         """
         kept = kept or KeptMatrix(self)
-        descent = Descent(kept, motion, tolerance, creeps=True)
+        descent = Descent(kept, motion, tolerance, creeps=True, mixes=share > 0)
         descent.step()
         if share and kept.seen is not None:
             descent.tolerance = max(tolerance, share * self.chance(motion, kept.seen))
@@ -371,9 +380,22 @@ class CoupledProblem:
     def normal_matrix(self, found: Residuals, weights: np.ndarray) -> np.ndarray:
         """Return ``H`` (Np, Np)."""
         gram = GramMatrix(len(found.precision) * len(self.unknowns), self.n_threads)
-        for part in self.columns_by_chunk(found, weights, self.points_for_matrix(found)):
+        points = self.points_for_matrix(found)
+        for part in self.columns_by_chunk(found, weights, points):
             gram.add(part)
-        return self.between_volumes(found.precision, gram.whole())
+        products = gram.whole()
+        if len(points) < len(self.points):
+            give_own_blocks(products, self.own_products(found, weights))
+        return self.between_volumes(found.precision, products)
+
+    def own_products(self, found: Residuals, weights: np.ndarray) -> np.ndarray:
+        """``Σ w J Jᵀ`` of each volume, (N, p, p), over more points than that between volumes."""
+        n, every = len(found.precision), -(-len(self.points) // POINTS_FOR_OWN)
+        total = np.zeros((n, len(self.unknowns), len(self.unknowns)))
+        for part in self.columns_by_chunk(found, weights, np.arange(0, len(self.points), every)):
+            columns = part.reshape(n, len(self.unknowns), -1)
+            total += columns @ columns.swapaxes(1, 2)
+        return total
 
     def points_for_matrix(self, found: Residuals) -> np.ndarray:
         """Choose the points over which ``H`` is summed, (K,) int."""

@@ -21,6 +21,9 @@ DAMPING = 1e-3
 ROWS_OF_BAND = 128
 """Rows of a normal matrix that a thread sums at a time."""
 
+NOT_SHOWN = 1e-6
+"""Relative to the diagonal, for directions that a volume does not show."""
+
 COLUMNS_AT_A_TIME = 1024
 """Columns of parts that are gathered before they are multiplied."""
 
@@ -72,6 +75,41 @@ class GramMatrix:
             rows = slice(first, first + ROWS_OF_BAND)
             self.lower[: rows.start, rows] = self.lower[rows, : rows.start].T
         return self.lower
+
+
+def give_own_blocks(products: np.ndarray, own: np.ndarray) -> None:
+    """Change ``A Aᵀ`` (Np, Np), in place, as if the columns of each volume had other products.
+
+    Parameters
+    ----------
+    products : (Np, Np) array
+        From some of the points.
+    own : (N, p, p) array
+        Its blocks of single volumes, from more of them.
+    """
+    n, size = own.shape[:2]
+    between = products.reshape(n, size, n, size)
+    turns = turns_between(np.einsum("iaib->iab", between), own)
+    for turn, rows in zip(turns, between, strict=True):
+        rows[:] = (turn @ rows.reshape(size, -1)).reshape(rows.shape)
+        rows[:] = np.einsum("ajb,jcb->ajc", rows, turns, optimize=True)
+
+
+def turns_between(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return ``T``, near one, with ``T A Tᵀ = B`` for each of n pairs ``A``, ``B``: (n, p, p)."""
+    scale = np.sqrt(np.einsum("naa->na", others))
+    scale = np.where(scale > 0, scale, 1.0)[:, :, None] * np.eye(others.shape[1])
+    inverse = np.linalg.inv(scale)
+    held = NOT_SHOWN * np.eye(others.shape[1])
+    some, others = (inverse @ one @ inverse + held for one in (some, others))
+    root = _powers(others, 0.5)
+    return scale @ root @ _powers(root @ some @ root, -0.5) @ root @ inverse
+
+
+def _powers(matrices: np.ndarray, exponent: float) -> np.ndarray:
+    """Return the powers of positive symmetric matrices, (n, p, p)."""
+    values, vectors = np.linalg.eigh(matrices)
+    return (vectors * values[:, None] ** exponent) @ vectors.swapaxes(1, 2)
 
 
 @dataclass(frozen=True, eq=False)

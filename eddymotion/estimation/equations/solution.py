@@ -16,7 +16,12 @@ import scipy
 from eddymotion.data.gradients import shell_gap
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.coupled import CoupledProblem, Evaluated
-from eddymotion.estimation.equations.normal_equations import DAMPING, GramMatrix, NormalEquations
+from eddymotion.estimation.equations.normal_equations import (
+    DAMPING,
+    GramMatrix,
+    NormalEquations,
+    turns_between,
+)
 from eddymotion.estimation.equations.samples import Residuals, Samples
 from eddymotion.estimation.equations.twist_kernels import sum_twists
 from eddymotion.estimation.equations.unknowns import POSES
@@ -25,7 +30,7 @@ from eddymotion.images.pyramid import MIN_POINTS, head_scale
 from eddymotion.machine.parallel import parallel_iterate, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import twist_millimetres
-from eddymotion.robust import sandwich
+from eddymotion.robust import TINY, sandwich
 
 POINTS_FOR_SHARE = 10_000
 """Number of points, about, at which is measured how much too short steps are."""
@@ -187,6 +192,7 @@ class Solution:
         firsts = np.searchsorted(problem.parts, np.arange(len(system.gradients)))
         some = problem.points_for_matrix(self.found)
         columns = problem.columns(self.found, self.found.weights, some)
+        self._give_own_products(columns)
         self._release()  # several matrices take its place
         together, squares = self._products(columns), []
 
@@ -212,6 +218,18 @@ class Solution:
         assert self.found is not None
         seen = self.found.weights > 0
         return min(int(seen[side].sum()) for axis in above.T for side in (axis, ~axis))
+
+    def _give_own_products(self, columns: np.ndarray) -> None:
+        """Change columns (Np, …), in place, so that the normal matrix is that of the system."""
+        assert self.system is not None
+        assert self.found is not None
+        n, leverage = len(self.motion), np.diag(self.found.precision)
+        blocks = self.system.hessian.reshape(n, len(self.problem.unknowns), n, -1)
+        own = np.einsum("iaib->iab", blocks) / np.maximum(leverage, TINY)[:, None, None]
+        of_volumes = columns.reshape(n, len(self.problem.unknowns), -1)
+        turns = turns_between(of_volumes @ of_volumes.swapaxes(1, 2), own)
+        for turn, one in zip(turns, of_volumes, strict=True):
+            one[:] = turn @ one
 
     def _products(self, columns: np.ndarray) -> np.ndarray:
         """Return ``A Aᵀ`` of columns (K, …)."""

@@ -114,7 +114,8 @@ def _with_wide_filters(
         lost=solver.lost(group),
         blocks=solver.blocks(group, motion),
     )
-    return Solution(wide, group_motion(motion, group))
+    some = slice(None, None, max(1, len(problem.points) // WIDE.n_points))
+    return Solution(wide.at(some), group_motion(motion, group))
 
 
 def ways_from_the_mean(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:

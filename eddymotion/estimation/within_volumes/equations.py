@@ -41,7 +41,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.equations.few_terms import Filter
 from eddymotion.estimation.equations.samples import MAX_MISSING, filled, smoothed
 from eddymotion.estimation.equations.unknowns import Poses
-from eddymotion.estimation.within_volumes.kernels import add_pulls
+from eddymotion.estimation.within_volumes.kernels import add_pulls_of_all
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.estimation.within_volumes.matrix import (
     GroupMatrix,
@@ -53,7 +53,7 @@ from eddymotion.estimation.within_volumes.overcount import find_overcount
 from eddymotion.estimation.within_volumes.readings import NEAR_VOXELS, Readings
 from eddymotion.images.pyramid import BLOCK_MM, blocks_of
 from eddymotion.images.stack import SliceStack
-from eddymotion.machine.parallel import parallel_map
+from eddymotion.machine.parallel import parallel_iterate, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, right_jacobian
 from eddymotion.models import LinearModel
@@ -423,14 +423,21 @@ class _Assembly:
         of_slices = np.zeros((n, len(knots.basis), 6))
         of_blocks = np.zeros((problem.block.max() + 1, n, 6))
         columns = []
-        for slab in problem.slabs:
+
+        def of_slab(slab: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             jacobian = self.jacobian(slab)
             factors = self.residual[:, slab] * self.weights[slab]
-            of_blocks += self.by_blocks(slab, jacobian * factors[:, None])
+            by_blocks = self.by_blocks(slab, jacobian * factors[:, None])
             upright = np.ascontiguousarray(jacobian.transpose(0, 2, 1))
-            self.add_pulls(of_slices, slab, upright, factors)
             some = slice(-slab.start % every, None, every)
-            columns.append(upright[:, some] * np.sqrt(every * self.weights[slab][some])[:, None])
+            roots = np.sqrt(every * self.weights[slab][some])[:, None]
+            return self.pulls(slab, upright, factors), by_blocks, upright[:, some] * roots
+
+        slabs = parallel_iterate(of_slab, problem.slabs, n_threads=problem.n_threads)
+        for pulls, by_blocks, few_columns in slabs:
+            of_slices += pulls
+            of_blocks += by_blocks
+            columns.append(few_columns)
         samples = self.samples
         matrix = GroupMatrix(
             knots,
@@ -450,26 +457,28 @@ class _Assembly:
             discord(of_blocks, matrix.of_volumes),
         )
 
-    def add_pulls(
-        self, of_slices: np.ndarray, slab: slice, jacobian: np.ndarray, factors: np.ndarray
-    ) -> None:
-        """Add the gradient of the points of a slab, from ``J`` (n, V, 6) and factors (n, V)."""
-        samples = self.samples
-
-        def add(volume: int) -> None:
-            weights, first = samples.weights[volume, slab], samples.first[volume, slab]
-            add_pulls(jacobian[volume], weights, first, factors[volume], of_slices[volume])
-
-        parallel_map(add, range(len(of_slices)), n_threads=self.problem.n_threads)
+    def pulls(self, slab: slice, jacobian: np.ndarray, factors: np.ndarray) -> np.ndarray:
+        """Return the gradient (n, Z, 6) at points of a slab, from ``J`` (n, V, 6) and (n, V)."""
+        samples, found = self.samples, np.zeros((len(factors), len(self.problem.knots.basis), 6))
+        weights, first = samples.weights[:, slab], samples.first[:, slab]
+        add_pulls_of_all(jacobian, weights, first, factors, found)
+        return found
 
     def of_slices(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``G`` (n, Z, 6) and ``H`` (n, Z, B, 6, 6) as those of :class:`SlicePulls`."""
         n, n_slices = len(self.member.volumes), len(self.problem.knots.basis)
         gradient, columns = np.zeros((n, n_slices, 6)), []
-        for slab in self.problem.slabs:
+
+        def of_slab(slab: slice) -> tuple[np.ndarray, np.ndarray]:
             jacobian = np.ascontiguousarray(self.jacobian(slab).transpose(0, 2, 1))
-            self.add_pulls(gradient, slab, jacobian, self.residual[:, slab] * self.weights[slab])
-            columns.append(jacobian * np.sqrt(self.weights[slab])[:, None])
+            factors = self.residual[:, slab] * self.weights[slab]
+            roots = np.sqrt(self.weights[slab])[:, None]
+            return self.pulls(slab, jacobian, factors), jacobian * roots
+
+        slabs, n_threads = self.problem.slabs, self.problem.n_threads
+        for pulls, of_points in parallel_iterate(of_slab, slabs, n_threads=n_threads):
+            gradient += pulls
+            columns.append(of_points)
         jacobian, samples = np.concatenate(columns, axis=1), self.samples
 
         def bands(volume: int) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled inner loops of the equations of a course: of one volume, read in slices.
+"""Compiled inner loops of the equations of a course: of volumes read in slices.
 
 With the slopes ``J`` of the volume by a step of the head, and the weights ``w_k`` of the slices at
 a point, a step ``δ_k`` of what slice ``k`` shows changes the volume by ``Σ_k w_k J δ_k``.
@@ -34,6 +34,13 @@ def see_steps(jacobian, weights, first, steps, seen):
 
 
 @compiled
+def see_steps_of_all(jacobian, weights, first, steps, seen):
+    """Call :func:`see_steps` for each of n volumes; every array has them in front."""
+    for volume in range(len(first)):
+        see_steps(jacobian[volume], weights[volume], first[volume], steps[volume], seen[volume])
+
+
+@compiled
 def add_pulls(jacobian, weights, first, factors, pulls):
     """Add what factors (V,) float32 at the points pull the slices by, to (Z, 6) float64."""
     for p in range(len(first)):
@@ -43,6 +50,13 @@ def add_pulls(jacobian, weights, first, factors, pulls):
                 row = first[p] + k
                 for a in range(6):
                     pulls[row, a] += weight * jacobian[p, a]
+
+
+@compiled
+def add_pulls_of_all(jacobian, weights, first, factors, pulls):
+    """Call :func:`add_pulls` for each of n volumes; every array has them in front."""
+    for volume in range(len(first)):
+        add_pulls(jacobian[volume], weights[volume], first[volume], factors[volume], pulls[volume])
 
 
 @compiled

@@ -19,10 +19,17 @@ from functools import cached_property
 
 import numpy as np
 
-from eddymotion.estimation.within_volumes.kernels import add_products, add_pulls, see_steps
+from eddymotion.estimation.within_volumes.kernels import (
+    add_products,
+    add_pulls_of_all,
+    see_steps_of_all,
+)
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.images.stack_kernels import N_NODES
 from eddymotion.machine.parallel import parallel_map
+
+AT_A_TIME = 8
+"""Volumes that a thread multiplies at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,20 +69,21 @@ class GroupMatrix:
         seen = np.empty((n, n_points), np.float32)
         pulls = np.zeros(of_slices.shape)
 
-        def see(volume: int) -> None:
-            see_steps(*self._of(volume), of_slices[volume], seen[volume])
+        def see(some: slice) -> None:
+            see_steps_of_all(*self._of(some), of_slices[some], seen[some])
 
-        def pull(volume: int) -> None:
-            add_pulls(*self._of(volume), left[volume], pulls[volume])
+        def pull(some: slice) -> None:
+            add_pulls_of_all(*self._of(some), left[some], pulls[some])
 
-        parallel_map(see, range(n), n_threads=self.n_threads)
+        few = [slice(first, first + AT_A_TIME) for first in range(0, n, AT_A_TIME)]
+        parallel_map(see, few, n_threads=self.n_threads)
         left = self.precision @ seen
-        parallel_map(pull, range(n), n_threads=self.n_threads)
+        parallel_map(pull, few, n_threads=self.n_threads)
         of_knots = np.einsum("zm,nza->nma", self.knots.basis, pulls)
         return self.knots.summed(without_common(of_knots)) / self.overcount
 
-    def _of(self, volume: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.jacobian[volume], self.weights[volume], self.first[volume]
+    def _of(self, some: int | slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.jacobian[some], self.weights[some], self.first[some]
 
     @cached_property
     def own(self) -> list[np.ndarray]:
