@@ -156,3 +156,41 @@ def test_the_number_of_steps_is_limited_and_progress_is_told():
     assert told == [(0, 3), (1, 3), (2, 3)]
     assert not descent.ended
     assert np.linalg.norm(descent.place - BOTTOM) == pytest.approx(FAR / 4)
+
+
+@dataclass
+class Misjudged(Bowl):
+    """Steps are too long by a factor along each direction."""
+
+    too_long: np.ndarray = None
+
+    def evaluate(self, place):
+        slope = self.hessian @ (away := place - self.bottom)
+        hessian = self.hessian / np.sqrt(np.outer(self.too_long, self.too_long))
+        return Expansion(0.5 * away @ slope, 100, hessian, slope)
+
+
+@pytest.mark.parametrize(("far_off", "at_most"), [(0.3, 5), (2.0, 5)])
+def test_a_step_that_is_mixed_with_the_last_follows_each_direction(far_off, at_most):
+    """Along one direction steps creep or go back and forth, along the other they are right."""
+    bowl = Misjudged(np.diag([4.0, 1.0]), BOTTOM, too_long=np.array([1.0, far_off]))
+    plain, mixing = (
+        Descent(bowl, START, tolerance=1e-4, creeps=True, mixes=mixes) for mixes in (False, True)
+    )
+    for descent in plain, mixing:
+        descent.run(20)
+    assert mixing.ended
+    assert mixing.n_steps <= at_most
+    assert mixing.trial == pytest.approx(BOTTOM, abs=1e-4)
+    assert plain.n_steps > 2 * at_most
+
+
+def test_a_step_that_was_refused_is_not_mixed_with_others():
+    bowl = Bowl(HESSIAN, BOTTOM, too_long=3.0, slack=0.0)
+    plain, mixing = (Descent(bowl, START, tolerance=1e-6, mixes=mixes) for mixes in (False, True))
+    for descent in plain, mixing:
+        descent.step()
+        descent.step()
+        assert descent.halved
+    descent.step()
+    assert mixing.trial == pytest.approx(0 * BOTTOM)

@@ -90,9 +90,12 @@ def give_own_blocks(products: np.ndarray, own: np.ndarray) -> None:
     n, size = own.shape[:2]
     between = products.reshape(n, size, n, size)
     turns = turns_between(np.einsum("iaib->iab", between), own)
-    for turn, rows in zip(turns, between, strict=True):
-        rows[:] = (turn @ rows.reshape(size, -1)).reshape(rows.shape)
-        rows[:] = np.einsum("ajb,jcb->ajc", rows, turns, optimize=True)
+    for volume, turn in enumerate(turns):
+        rows = (turn @ between[volume][:, : volume + 1].reshape(size, -1)).reshape(size, -1, size)
+        rows = np.einsum("ajb,jcb->jac", rows, turns[: volume + 1], optimize=True)
+        rows[volume] = (rows[volume] + rows[volume].T) / 2
+        between[volume, :, : volume + 1] = rows.transpose(1, 0, 2)
+        between[:volume, :, volume] = rows[:volume].transpose(0, 2, 1)
 
 
 def turns_between(some: np.ndarray, others: np.ndarray) -> np.ndarray:

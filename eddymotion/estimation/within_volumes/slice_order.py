@@ -37,6 +37,7 @@ import scipy
 from eddymotion.data.acquisition import Slicing, usual_orders
 from eddymotion.estimation.within_volumes.equations import SlicePulls
 from eddymotion.estimation.within_volumes.knots import Knots
+from eddymotion.machine.parallel import parallel_map
 from eddymotion.robust import student_weights
 
 N_KNOTS = 6
@@ -109,7 +110,7 @@ class OrderEvidence:
         )
 
 
-def weigh_orders(pulls: SlicePulls, slicing: Slicing) -> OrderEvidence:
+def weigh_orders(pulls: SlicePulls, slicing: Slicing, n_threads: int = 1) -> OrderEvidence:
     """Compare the order of SliceTiming with those in which scanners acquire slices.
 
     Parameters
@@ -117,16 +118,20 @@ def weigh_orders(pulls: SlicePulls, slicing: Slicing) -> OrderEvidence:
     pulls : SlicePulls
     slicing : Slicing
         As the sidecar has it.
+    n_threads : int
+        Orders at a time.
     """
     known = pulls.calibrated()
     odds = partial(log_evidence, known, SmoothMisfit.of(known))
     at_rest = odds(slicing, AT_REST_MM)
     assert slicing.times is not None
     others = usual_orders(len(slicing.times), slicing.axis, max(map(len, slicing.groups)))
-    found = {name: odds(order, SCALE_MM) - at_rest for name, order in others}
-    best = max(found, key=lambda name: found[name])
-    told = odds(slicing, SCALE_MM) - at_rest
-    return OrderEvidence(told, found[best], best)
+    names, orders = zip(*others, strict=True)
+    told, *found = parallel_map(
+        lambda order: odds(order, SCALE_MM) - at_rest, [slicing, *orders], n_threads=n_threads
+    )
+    best = int(np.argmax(found))
+    return OrderEvidence(told, found[best], names[best])
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,7 +204,8 @@ class CourseSolver:
         problem = self.problem(LEVELS[0], knots, self.stacks(LEVELS[0]), twists, [group])
         self.random.bit_generator.state = state
         (member,) = problem.members
-        return weigh_orders(problem.pulls_of_slices(member, twists, self.in_mm), self.slicing)
+        pulls = problem.pulls_of_slices(member, twists, self.in_mm)
+        return weigh_orders(pulls, self.slicing, self.compute.n_threads)
 
     def chosen_volumes(self, volumes: np.ndarray) -> np.ndarray:
         """Choose volumes to determine the order, half of them with motion if there are enough."""
