@@ -95,7 +95,7 @@ class Descent(Generic[Place]):
     costs : list of float
         Of all places that were accepted.
     length : float
-        Of the step from `place` to `trial`, before it is mixed, mm.
+        Of the step from `place` to `trial`, mm.
     whole : float
         The same before it was halved.
     halved : bool
@@ -147,12 +147,13 @@ class Descent(Generic[Place]):
             self.halved, self.place, self._n_points = False, self.trial, found.n_points
             self.costs.append(found.cost)
             self._change, before = self._next(found), self.length
-            self.whole = self.length = self.objective.length(self.place, self._change)
+            alone = self.objective.length(self.place, self._change)
             if self.mixes:
                 self._mixed = MixedStep.of(self._change, found.hessian, self._mixed)
                 self._change = self._mixed.taken
+            self.whole = self.length = self.objective.length(self.place, self._change)
             left = way_left(before, self.length) if self.reach is None else self.length
-            self.ended = min(self.length, left) < self.tolerance
+            self.ended = min(alone, left) < self.tolerance
         elif not self.costs:
             self.ended = True
             return

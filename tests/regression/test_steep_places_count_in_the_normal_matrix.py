@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A few steep places determine a field, and only some of the points the normal matrix.
 
-In a real scheme with six volumes at b=500 the block of one of them was too small by a factor of
-four. Its steps were too long by as much: it went back and forth by a quarter of a millimetre, and
-the last level took all the steps that it may.
+In a series with six volumes at b=500, steps of one of them were more than twice as long as they
+should be: it went back and forth by a quarter of a millimetre, and the last level took all the
+steps that it may.
 """
 
 import numpy as np

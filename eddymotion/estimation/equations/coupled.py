@@ -85,8 +85,8 @@ end."""
 
 POINTS_FOR_OWN = 20_000
 """The blocks of the normal matrix between the unknowns of one volume are summed over about this
-many points. Few steep places may determine a field, and with only :data:`LEAST_FOR_HESSIAN` points
-a block was too small by a factor of four: such a volume went back and forth without end."""
+many points. Few steep places may determine a field: with only :data:`LEAST_FOR_HESSIAN` points,
+steps of a volume were more than twice as long as they should be, and it went back and forth."""
 
 COMPARED_AT_A_TIME = 4096
 """Points at which a thread compares volumes with the model at a time."""

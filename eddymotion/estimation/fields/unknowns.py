@@ -11,7 +11,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.equations.unknowns import Block, PriorTerms
 from eddymotion.estimation.fields.prior import NO_PRIOR, FieldPrior
 from eddymotion.mapping.eddy_currents import SCALE_MM, polynomial_terms
-from eddymotion.mapping.field_kernels import sum_terms, weigh_terms
+from eddymotion.mapping.field_kernels import weigh_terms
 from eddymotion.mapping.motion import Motion
 
 FIELDS = "eddy currents"
@@ -49,27 +49,14 @@ class UnknownFields(Block):
 
     def columns(self, motion: Motion, points: np.ndarray, slopes: np.ndarray) -> np.ndarray:
         """Return the slopes along the phase encoding, times the terms."""
-        units, encodings = _in_the_head(motion)
+        assert motion.eddy_currents is not None
+        units = motion.eddy_currents.units_of(motion.matrices)
+        encodings = np.einsum("nab,a->nb", motion.rotations, motion.eddy_currents.pe)
         found = np.empty((len(slopes), self.size, len(points)), np.float32)
-        against = -np.einsum("nkp,nk->np", slopes, encodings)
+        against = -np.einsum("nkp,nk->np", slopes, encodings.astype(np.float32))
         for of_volume, weights, columns in zip(units, against, found, strict=True):
             weigh_terms(points, of_volume, weights, columns)
         return found
-
-    def pulls(
-        self,
-        motion: Motion,
-        points: np.ndarray,
-        slopes: np.ndarray,
-        factors: np.ndarray,
-        parts: np.ndarray,
-    ) -> np.ndarray:
-        """Sum the terms, without the columns."""
-        units, encodings = _in_the_head(motion)
-        sums = np.zeros((int(parts[-1]) + 1, len(slopes), self.size))
-        slopes, factors = np.ascontiguousarray(slopes), np.ascontiguousarray(factors)
-        sum_terms(points, units, encodings, slopes, factors, parts.astype(np.int32), sums)
-        return sums
 
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, K); the common part of the fields is as the prior has it."""
@@ -82,10 +69,3 @@ class UnknownFields(Block):
         """Return what is known of the fields before."""
         assert motion.eddy_currents is not None
         return self.known.terms(motion.eddy_currents.coefficients, self.gradients)
-
-
-def _in_the_head(motion: Motion) -> tuple[np.ndarray, np.ndarray]:
-    """Return points of the head → units of the terms (N, 3, 4), and the phase encoding (N, 3)."""
-    assert motion.eddy_currents is not None
-    encodings = np.einsum("nab,a->nb", motion.rotations, motion.eddy_currents.pe)
-    return motion.eddy_currents.units_of(motion.matrices), encodings.astype(np.float32)
