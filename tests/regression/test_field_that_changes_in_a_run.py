@@ -6,7 +6,6 @@ of this for motion. In three of four simulated sessions whose fields displace by
 83 % of the 95 % intervals of the first run held along the phase encoding.
 """
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +17,6 @@ from eddymotion.estimation.runs.joined import JoinedRuns
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import OffResonance
 from eddymotion.mapping.rigid import exp_rigid
-from eddymotion.pipeline.cache import _alone
-from eddymotion.pipeline.runs import SessionRun
-from eddymotion.pipeline.runs.account import sidecar_of_run
 from eddymotion.simulation import SyntheticHead
 from eddymotion.simulation.off_resonance import Magnetised
 
@@ -77,13 +73,3 @@ def test_what_a_rigid_head_takes_up_of_the_change_is_within_the_errors(seed, deg
     assert (np.abs(taken[[1, 3, 5]]) < 1.96 * errors[[1, 3, 5]]).all()
     assert np.linalg.norm(taken[[1, 3, 5]] / errors[[1, 3, 5]]) > 0.2  # they are not far too large
     assert np.abs(taken[[0, 2]]).max() < 0.1 * np.abs(errors[1])
-
-
-def test_a_finished_run_is_taken_back_without_them():
-    """What it left serves another one with other settings, and has its own errors again."""
-    both = joined(waves())
-    alone = moving((0, 0, 0), (3, 1, 0), (1, -2, 5))
-    told = sidecar_of_run(SessionRun(("a", "b"), both, 1))
-    back = _alone(both.motion(1, alone), json.loads(json.dumps(told)))
-    np.testing.assert_allclose(back.standard_errors, 0.04)
-    np.testing.assert_allclose(back.matrices, alone.matrices, atol=1e-12)
