@@ -153,7 +153,11 @@ def _warn_of_other_axis(dwi: DWI, eddy: EddyCurrents) -> None:
 
 
 def gains_of_fields(solver: JointSolver, group: VolumeGroup, motion: Motion) -> np.ndarray:
-    """Decrease of the cost by linear fields along each image axis, (3,)."""
+    """Decrease of the cost by linear fields along each image axis, (3,).
+
+    Zero along the axis of slices that were excited at different times: they are selected along it,
+    not encoded. A head that turned while they were acquired looks most like fields along it.
+    """
     dwi, every = solver.dwi, -(-len(group.volumes) // VOLUMES_FOR_AXIS)
     group = replace(group, volumes=group.volumes[::every])
     state = solver.random.bit_generator.state  # so that an axis found gives the same as one given
@@ -164,15 +168,17 @@ def gains_of_fields(solver: JointSolver, group: VolumeGroup, motion: Motion) -> 
     seen = problem.look(group_motion(motion, group))
     if seen is None:
         return np.zeros(3)
-    gains = []
-    for pe in image_axes(dwi.affine).T:
+    slicing, gains = dwi.acquisition.slicing, np.zeros(3)
+    for axis, pe in enumerate(image_axes(dwi.affine).T):
+        if slicing.times is not None and axis == slicing.axis:
+            continue
         eddy = EddyCurrents.none(len(dwi), "linear", pe, dwi.center)
         with_field = replace(motion, eddy_currents=eddy)
         shared = solver.blocks(group, with_field, design=problem.gradients.qvecs)
         there = seen.under(group_motion(with_field, group))
-        gains.append(replace(problem, blocks=shared).equations(there, seen.weights).gain())
+        gains[axis] = replace(problem, blocks=shared).equations(there, seen.weights).gain()
     log.debug("gain of fields along i, j, k: %.3g, %.3g, %.3g", *gains)
-    return np.array(gains)
+    return gains
 
 
 def with_cubic_fields(

@@ -35,14 +35,8 @@ class Knots:
     def between(cls, slicing: Slicing, n_knots: int, moving: np.ndarray) -> Knots:
         """Space knots evenly from the first to the last excitation, at most one for each."""
         assert slicing.times is not None
-        times = slicing.times - slicing.times.min()
-        last = max(min(n_knots, len(slicing.groups)), 2) - 1
-        place = times / times.max() * last
-        before = np.minimum(place.astype(int), last - 1)
-        basis = np.zeros((len(times), last + 1))
-        rows = np.arange(len(times))
-        basis[rows, before] = 1 - (place - before)
-        basis[rows, before + 1] = place - before
+        most = max(min(n_knots, len(slicing.groups)), 2)
+        basis = between_times(slicing.times, most)
         return cls(basis, np.array(moving, bool))
 
     @property
@@ -98,3 +92,15 @@ class Knots:
     def of_knots(self, values: np.ndarray) -> np.ndarray:
         """Give each knot of each volume the value of its unknown: (K, …) → (N, M, …)."""
         return values[self.row]
+
+
+def between_times(times: np.ndarray, n_knots: int) -> np.ndarray:
+    """Return the weights (Z, M) at Z times of M knots that are spaced evenly over them."""
+    times = times - times.min()
+    place = times / times.max() * (n_knots - 1)
+    before = np.minimum(place.astype(int), n_knots - 2)
+    basis = np.zeros((len(times), n_knots))
+    rows = np.arange(len(times))
+    basis[rows, before] = 1 - (place - before)
+    basis[rows, before + 1] = place - before
+    return basis

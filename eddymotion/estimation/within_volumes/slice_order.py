@@ -36,15 +36,17 @@ import scipy
 
 from eddymotion.data.acquisition import Slicing, usual_orders
 from eddymotion.estimation.within_volumes.equations import SlicePulls
-from eddymotion.estimation.within_volumes.knots import Knots
+from eddymotion.estimation.within_volumes.knots import between_times
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.robust import student_weights
 
-N_KNOTS = 6
-"""Of a volume: enough to distinguish orders."""
+N_KNOTS, N_FINER = 6, 9
+"""Of a volume: enough to distinguish orders; and for a second look at one that seems wrong. A nod
+may be too short for the first. An order in which each knot covers fewer slices that lie side by
+side then follows it better: two slices at a time in place of one, up to one after the other."""
 
 SCALE_MM = 0.15
-"""Of the walk from knot to knot, in a human head."""
+"""Of the walk over a fifth of a volume, in a human head."""
 
 AT_REST_MM = 0.003
 """Scale of a walk that is at rest between jumps."""
@@ -122,7 +124,16 @@ def weigh_orders(pulls: SlicePulls, slicing: Slicing, n_threads: int = 1) -> Ord
         Orders at a time.
     """
     known = pulls.calibrated()
-    odds = partial(log_evidence, known, SmoothMisfit.of(known))
+    misfit = SmoothMisfit.of(known)
+    found = _weigh(known, misfit, slicing, N_KNOTS, n_threads)
+    return _weigh(known, misfit, slicing, N_FINER, n_threads) if found.contradicts else found
+
+
+def _weigh(
+    pulls: SlicePulls, misfit: SmoothMisfit, slicing: Slicing, n_knots: int, n_threads: int
+) -> OrderEvidence:
+    """Compare the orders with so many knots of a volume."""
+    odds = partial(log_evidence, pulls, misfit, n_knots=n_knots)
     at_rest = odds(slicing, AT_REST_MM)
     assert slicing.times is not None
     others = usual_orders(len(slicing.times), slicing.axis, max(map(len, slicing.groups)))
@@ -171,7 +182,13 @@ class SmoothMisfit:
         return gradient[:, k:] - gone[..., -1], (left + left.transpose(0, 2, 1)) / 2
 
 
-def log_evidence(pulls: SlicePulls, misfit: SmoothMisfit, slicing: Slicing, scale: float) -> float:
+def log_evidence(
+    pulls: SlicePulls,
+    misfit: SmoothMisfit,
+    slicing: Slicing,
+    scale: float,
+    n_knots: int = N_KNOTS,
+) -> float:
     """Log odds of an order of acquisition, up to a constant of all orders.
 
     Parameters
@@ -181,13 +198,16 @@ def log_evidence(pulls: SlicePulls, misfit: SmoothMisfit, slicing: Slicing, scal
     slicing : Slicing
         The order.
     scale : float
-        Of the walk from knot to knot, mm.
+        Of the walk over a fifth of a volume, mm.
+    n_knots : int
+        Of a volume, over its time.
     """
-    basis = Knots.between(slicing, N_KNOTS, np.ones(1, bool)).basis
+    assert slicing.times is not None
+    basis = between_times(slicing.times, n_knots)
     gradient, hessian = misfit.taken_out(pulls, basis)
     n = len(gradient)
-    start = np.repeat(pulls.twists - pulls.twists.mean(axis=0), N_KNOTS, axis=0)
-    walk = _Walk.of(pulls.volumes, scale, 1 / len(slicing.groups))
+    start = np.repeat(pulls.twists - pulls.twists.mean(axis=0), n_knots, axis=0)
+    walk = _Walk.of(pulls.volumes, scale, 1 / len(slicing.groups), n_knots)
     flat = start.reshape(n, -1)
     right = (np.einsum("nij,nj->ni", hessian, flat) - gradient).ravel()
     banded = _banded(hessian)
@@ -220,10 +240,10 @@ class _Walk:
     variance: np.ndarray
 
     @classmethod
-    def of(cls, volumes: np.ndarray, scale: float, excitation: float) -> _Walk:
+    def of(cls, volumes: np.ndarray, scale: float, excitation: float, n_knots: int) -> _Walk:
         """Make the walk through volumes (n,); `excitation`: its part of a volume's time."""
-        n_steps = N_KNOTS - 1
-        variance = np.full((len(volumes), N_KNOTS), scale**2)
+        n_steps = n_knots - 1
+        variance = np.full((len(volumes), n_knots), scale**2 * (N_KNOTS - 1) / n_steps)
         between = excitation + np.diff(volumes, append=volumes[-1] + 1) - 1
         variance[:, -1] *= between * n_steps
         return cls(variance.ravel()[:-1])
