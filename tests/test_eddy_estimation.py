@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
+from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
@@ -86,6 +87,17 @@ def test_fields_are_found_and_no_longer_taken_for_motion(
 def test_axis_is_found_from_the_data(distorted, found):
     """The fields were simulated along the second axis, and nobody said so."""
     assert abs(found.eddy_currents.pe @ along_the_grid(distorted, 1)) > 0.999
+
+
+def test_fields_never_lie_along_the_axis_of_slices(distorted):
+    """Slices are selected along it, not encoded: what looks like a field there is motion."""
+    times = np.arange(distorted.shape[1]) * 0.1
+    metadata = {"SliceEncodingDirection": "j", "SliceTiming": times.tolist()}
+    slicing = Slicing.of(metadata, distorted.shape)
+    acquisition = replace(distorted.acquisition, slicing=slicing)
+    one = replace(distorted, acquisition=acquisition)
+    eddy = estimate_motion(one, estimator=Joint(within_volume="none"), n_threads=2).eddy_currents
+    assert eddy is None or abs(eddy.pe @ along_the_grid(distorted, 1)) < 0.5
 
 
 def test_an_axis_that_the_data_contradict_is_not_used(distorted, found, caplog):

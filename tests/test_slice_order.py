@@ -43,6 +43,16 @@ def jumps(slicing, random, n_jumps=6):
     return poses
 
 
+def nods(slicing, random, width, n_nods=6):
+    """Poses (N, Z, 6) of a head that nods and comes back, with a width in volumes; mm."""
+    times = slicing.times / (slicing.times.max() + 1)
+    poses = np.zeros((N_VOLUMES, N_SLICES, 6))
+    for volume in random.permutation(N_VOLUMES)[:n_nods]:
+        away = (times - random.uniform(0.25, 0.75)) / width
+        poses[volume] += 3 * np.exp(-(away**2) / 2)[:, None] * random.normal(size=6)
+    return poses
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("name", "is_noticed"),
@@ -60,6 +70,15 @@ def test_another_order_is_noticed_and_the_true_one_named(name, is_noticed, seed)
     found = weigh_orders(pulls, told(name))
     assert found.contradicts == is_noticed
     assert found.order == TRUE
+
+
+@pytest.mark.parametrize("seed", [1, 4, 8, 9])
+def test_short_nods_do_not_contradict_slices_one_after_the_other(seed):
+    """Few knots follow them better if two slices were acquired at a time, one after the other."""
+    random = np.random.default_rng(seed)
+    order = told("slices one after the other, upwards")
+    pulls = pulls_of(nods(order, random, width=0.05), 1.0, random)
+    assert not weigh_orders(pulls, order).contradicts
 
 
 def test_halves_of_a_volume_that_change_places_are_no_evidence():

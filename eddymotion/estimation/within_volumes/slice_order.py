@@ -40,7 +40,7 @@ from eddymotion.estimation.within_volumes.knots import between_times
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.robust import student_weights
 
-N_KNOTS, N_FINER = 6, 9
+N_KNOTS, N_FINER = 6, 12
 """Of a volume: enough to distinguish orders; and for a second look at one that seems wrong. A nod
 may be too short for the first. An order in which each knot covers fewer slices that lie side by
 side then follows it better: two slices at a time in place of one, up to one after the other."""
@@ -126,7 +126,10 @@ def weigh_orders(pulls: SlicePulls, slicing: Slicing, n_threads: int = 1) -> Ord
     known = pulls.calibrated()
     misfit = SmoothMisfit.of(known)
     found = _weigh(known, misfit, slicing, N_KNOTS, n_threads)
-    return _weigh(known, misfit, slicing, N_FINER, n_threads) if found.contradicts else found
+    if not found.contradicts:
+        return found
+    finer = _weigh(known, misfit, slicing, N_FINER, n_threads)
+    return found if finer.contradicts else finer
 
 
 def _weigh(
