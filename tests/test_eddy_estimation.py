@@ -89,15 +89,30 @@ def test_axis_is_found_from_the_data(distorted, found):
     assert abs(found.eddy_currents.pe @ along_the_grid(distorted, 1)) > 0.999
 
 
-def test_fields_never_lie_along_the_axis_of_slices(distorted):
-    """Slices are selected along it, not encoded: what looks like a field there is motion."""
-    times = np.arange(distorted.shape[1]) * 0.1
-    metadata = {"SliceEncodingDirection": "j", "SliceTiming": times.tolist()}
+def fields_where_slices_lie_along_j(distorted, *, timed, pe=None):
+    """Fields of the series whose second axis is that of the slices, says the sidecar."""
+    metadata = {"SliceEncodingDirection": "j"}
+    if timed:
+        metadata["SliceTiming"] = (np.arange(distorted.shape[1]) * 0.1).tolist()
     slicing = Slicing.of(metadata, distorted.shape)
     acquisition = replace(distorted.acquisition, slicing=slicing)
+    if pe is not None:
+        acquisition = acquisition.encoded(pe, distorted.affine)
     one = replace(distorted, acquisition=acquisition)
-    eddy = estimate_motion(one, estimator=Joint(within_volume="none"), n_threads=2).eddy_currents
+    return estimate_motion(one, estimator=Joint(within_volume="none"), n_threads=2).eddy_currents
+
+
+@pytest.mark.parametrize(("timed", "pe"), [(True, None), (False, None), (False, "i")])
+def test_fields_are_not_found_along_the_axis_of_slices(distorted, timed, pe):
+    """Slices are selected along it, not encoded: what looks like a field there is motion."""
+    eddy = fields_where_slices_lie_along_j(distorted, timed=timed, pe=pe)
     assert eddy is None or abs(eddy.pe @ along_the_grid(distorted, 1)) < 0.5
+
+
+def test_phase_encoding_is_believed_against_slices(distorted):
+    """Slices and phase encoding along one axis, says the sidecar: the data decide."""
+    eddy = fields_where_slices_lie_along_j(distorted, timed=True, pe="j")
+    assert abs(eddy.pe @ along_the_grid(distorted, 1)) > 0.999
 
 
 def test_an_axis_that_the_data_contradict_is_not_used(distorted, found, caplog):

@@ -155,8 +155,9 @@ def _warn_of_other_axis(dwi: DWI, eddy: EddyCurrents) -> None:
 def gains_of_fields(solver: JointSolver, group: VolumeGroup, motion: Motion) -> np.ndarray:
     """Decrease of the cost by linear fields along each image axis, (3,).
 
-    Zero along the axis of slices that were excited at different times: they are selected along it,
-    not encoded. A head that turned while they were acquired looks most like fields along it.
+    Zero along the axis of the slices, unless phase encoding was said to lie along it: slices are
+    selected along it, not encoded. A head that turned while they were acquired, whether or not it
+    is known when, looks most like fields along it.
     """
     dwi, every = solver.dwi, -(-len(group.volumes) // VOLUMES_FOR_AXIS)
     group = replace(group, volumes=group.volumes[::every])
@@ -168,9 +169,9 @@ def gains_of_fields(solver: JointSolver, group: VolumeGroup, motion: Motion) -> 
     seen = problem.look(group_motion(motion, group))
     if seen is None:
         return np.zeros(3)
-    slicing, gains = dwi.acquisition.slicing, np.zeros(3)
+    told, gains = dwi.acquisition.common_phase_encoding, np.zeros(3)
     for axis, pe in enumerate(image_axes(dwi.affine).T):
-        if slicing.times is not None and axis == slicing.axis:
+        if axis == dwi.acquisition.slicing.axis and (told is None or abs(told @ pe) < ALONG):
             continue
         eddy = EddyCurrents.none(len(dwi), "linear", pe, dwi.center)
         with_field = replace(motion, eddy_currents=eddy)
