@@ -29,6 +29,10 @@ from eddymotion.mapping.rigid import rms_displacement
 N_POINTS = 4
 """Points of a cluster."""
 
+POINTS_A_VOXEL = 2
+"""Points of all clusters, at most, for each voxel: with one, where they are drawn displaces the
+offset by .05 mm without an off-resonance field, and by .07 mm in one."""
+
 MIN_VOLUMES_FOR_SPREAD = 6
 """With fewer volumes the standard deviation over directions is mostly noise."""
 
@@ -60,7 +64,7 @@ class Width:
     fwhm : float
         Of the smoothing of each volume, voxels; the points of a cluster spread in proportion.
     n_clusters : int
-        Clusters of points; fewer in a small head, so that there is no more than a point a voxel.
+        Clusters of points; fewer in a small head: see :data:`POINTS_A_VOXEL`.
     place_order : int
         Order of the polynomials of the place.
     n_volumes : int
@@ -129,7 +133,7 @@ class Clusters:
         """Draw clusters from the brain, with or without its edge."""
         voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
         mask = _brain_and_edge(dwi.mask) if width.with_edge else _inside(dwi.mask)
-        n_clusters = min(width.n_clusters, int(mask.sum()) // N_POINTS)
+        n_clusters = min(width.n_clusters, POINTS_A_VOXEL * int(mask.sum()) // N_POINTS)
         middles = jittered_points(mask, dwi.affine, n_clusters, random)
         middles = middles[np.lexsort(middles.T)]
         spread = width.neighbours * voxel * FWHM_TO_SIGMA
