@@ -14,6 +14,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.cli.fieldmap import main
 from eddymotion.cli.simulate import main as simulate_main
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.off_resonance import estimate_off_resonance
 from eddymotion.estimation.off_resonance.descent import FieldEquations
@@ -27,6 +28,7 @@ from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.lattice import Lattice, separable
 from eddymotion.io.images import read_image, write_image
+from eddymotion.io.sidecars import acquisition_of
 from eddymotion.io.topup import topup_field
 from eddymotion.mapping.off_resonance import OffResonance, Readout, undistorted
 from eddymotion.mapping.rigid import exp_rigid
@@ -587,6 +589,34 @@ def test_a_pair_without_readout_times_works_with_a_warning(tmp_path, caplog):
     assert "no TotalReadoutTime next to it" in caplog.text
     assert len({one.readout.mm_per_hertz for one in inputs.images}) == 1
     assert [one.name for one in inputs.images] == [path.name for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "seconds"),
+    [
+        ({"EffectiveEchoSpacing": 5e-4, "ReconMatrixPE": 101}, 0.05),
+        ({"EffectiveEchoSpacing": 5e-4}, 5e-4 * (coarse_pair()[0].image.data.shape[1] - 1)),
+        ({"EstimatedTotalReadoutTime": 0.02, "EstimatedEffectiveEchoSpacing": 1e-4}, 0.02),
+        ({"EstimatedEffectiveEchoSpacing": 5e-4, "ReconMatrixPE": 81}, 0.04),
+        ({"EffectiveEchoSpacing": 5e-4, "ReconMatrixPE": 101, "EstimatedTotalReadoutTime": 1e-3},
+         0.05),
+        ({"EffectiveEchoSpacing": 0.5, "ReconMatrixPE": 101}, None),  # milliseconds
+        ({"EffectiveEchoSpacing": 5e-4, "ReconMatrixPE": 1}, None),
+    ],
+)  # fmt: skip
+def test_a_readout_time_follows_from_other_fields(sidecar, seconds, tmp_path, caplog):
+    """As BIDS defines it, and as dcm2niix estimates it where the scanner does not store it."""
+    paths = written_pair(tmp_path, TotalReadoutTime=None, **sidecar)
+    assert read_times(paths) == pytest.approx([seconds, seconds])
+    assert ("no TotalReadoutTime" in caplog.text) == (seconds is None)
+    image, affine, _ = read_image(Path(paths[0]))
+    gradients = Gradients(np.zeros(1), np.zeros((1, 3)))
+    metadata = {"PhaseEncodingAxis": "j", **sidecar}
+    found = acquisition_of(gradients, metadata, image.shape, affine, None, "sub-1").readout_times
+    assert (None if found is None else found.tolist()) == pytest.approx(seconds and [seconds])
+    stated = metadata | {"TotalReadoutTime": 0.03}
+    found = acquisition_of(gradients, stated, image.shape, affine, None, "sub-1").readout_times
+    assert found.tolist() == [0.03]
 
 
 def test_readout_times_that_differ_leave_none_for_another_image(tmp_path):

@@ -21,7 +21,7 @@ from eddymotion.images.grid import grid_distance
 from eddymotion.images.image import Image
 from eddymotion.io.images import read_image
 from eddymotion.io.series import read_mask
-from eddymotion.io.sidecars import metadata_beside, usable
+from eddymotion.io.sidecars import READOUT_FIELDS, metadata_beside, readout_time_of, usable
 from eddymotion.io.tables import read_numbers, table_named_after
 from eddymotion.io.topup import FIELD_OF_TOPUP, is_topup_coefficients
 from eddymotion.mapping.off_resonance import NOMINAL_READOUT_S, Readout
@@ -34,7 +34,7 @@ SAME_GRID_MM = 0.5
 INCOMPLETE_PHASES = "--phase1 and --phase2 are needed together; give both, or --phasediff"
 
 FIELDS = (
-    "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime", "EchoTime", "EchoTime1",
+    "PhaseEncodingDirection", "PhaseEncodingAxis", *READOUT_FIELDS, "EchoTime", "EchoTime1",
     "EchoTime2", "Units",
 )  # fmt: skip
 
@@ -119,8 +119,12 @@ def read_inputs(paths: FieldmapPaths, settings: FieldmapSettings) -> Inputs:
     """
     sidecars = [usable(metadata_beside(path), *FIELDS, owner=path.name) for path in paths.images]
     directions = _directions(paths.images, sidecars, settings.pe_axis)
-    times, nominal = _readout_times(paths, sidecars, settings.readout_time)
     images = [_volume(path, settings.ignore) for path in paths.images]
+    found = [
+        readout_time_of(sidecar, direction, image.data.shape)
+        for sidecar, direction, image in zip(sidecars, directions, images, strict=True)
+    ]
+    times, nominal = _readout_times(paths, found, settings.readout_time)
     distorted = tuple(
         Distorted(image, Readout.of(image.affine, direction, time), path.name)
         for path, image, direction, time in zip(
@@ -167,16 +171,18 @@ def _directions(
 
 
 def _readout_times(
-    paths: FieldmapPaths, sidecars: Sequence[dict[str, Any]], given: Sequence[float]
+    paths: FieldmapPaths, found: Sequence[float | None], given: Sequence[float]
 ) -> tuple[list[float], bool]:
-    """Return the readout time of each image (s), and whether they are not known."""
+    """Return the readout time of each image (s), and whether they are not known.
+
+    `found` are those of the sidecars.
+    """
     images = paths.images
     if given:
         return _one_each(given, len(images)), False
-    found = [sidecar.get("TotalReadoutTime") for sidecar in sidecars]
     known = [time for time in found if time is not None]
     if len(known) == len(images):
-        return [float(time) for time in known], False
+        return known, False
     missing = next(path for path, time in zip(images, found, strict=True) if time is None)
     if paths.measured:
         raise EddymotionError(
@@ -189,7 +195,7 @@ def _readout_times(
             f"{missing}: no TotalReadoutTime next to it, and those of the other images differ "
             f"({listed} s); add it to the sidecar (s), or give --readout-time"
         )
-    used = float(known[0]) if known else NOMINAL_READOUT_S
+    used = known[0] if known else NOMINAL_READOUT_S
     log.warning(
         "%s: no TotalReadoutTime next to it; %g s is assumed for all images%s",
         missing.name, used,

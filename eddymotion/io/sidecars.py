@@ -201,6 +201,8 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "EchoTime1": POSITIVE,
     "EchoTime2": POSITIVE,
     "EffectiveEchoSpacing": NUMBER,
+    "EstimatedEffectiveEchoSpacing": NUMBER,
+    "EstimatedTotalReadoutTime": READOUT,
     "FlipAngle": EITHER,
     "IntendedFor": TEXTS,
     "MagneticFieldStrength": NUMBER,
@@ -209,6 +211,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "MultibandAccelerationFactor": POSITIVE,
     "PhaseEncodingAxis": AXIS,
     "PhaseEncodingDirection": AXIS,
+    "ReconMatrixPE": POSITIVE,
     "RepetitionTime": NUMBER,
     "SliceEncodingDirection": AXIS,
     "SliceTiming": NUMBERS,
@@ -219,9 +222,13 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 SLICE_FIELDS = "SliceEncodingDirection", "SliceTiming", "MultibandAccelerationFactor"
+READOUT_FIELDS = (
+    "TotalReadoutTime", "EffectiveEchoSpacing", "EstimatedTotalReadoutTime",
+    "EstimatedEffectiveEchoSpacing", "ReconMatrixPE",
+)  # fmt: skip
 ACQUISITION_FIELDS = (
     *SLICE_FIELDS, "PhaseEncodingDirection", "PhaseEncodingAxis", "RepetitionTime",
-    "TotalReadoutTime",
+    *READOUT_FIELDS,
 )  # fmt: skip
 """Fields that say what the scanner did: what a result may depend on."""
 
@@ -279,14 +286,42 @@ def acquisition_of(
     """
     fields = usable(metadata, *ACQUISITION_FIELDS, owner=owner)
     directions = (fields.get(key) for key in ("PhaseEncodingDirection", "PhaseEncodingAxis"))
+    direction = next((found for found in directions if found is not None), None)
     return Acquisition.every(
         gradients,
         affine,
         slicing=_slicing(fields, metadata, shape, owner),
         repetition_time=_repetition_time(fields, repetition_time, owner),
-        phase_encoding=next((found for found in directions if found is not None), None),
-        readout_time=fields.get("TotalReadoutTime"),
+        phase_encoding=direction,
+        readout_time=readout_time_of(fields, direction, shape),
     )
+
+
+def readout_time_of(
+    fields: Mapping[str, Any], direction: str | None, shape: tuple[int, ...]
+) -> float | None:
+    """Return ``TotalReadoutTime`` in seconds, or what other fields say that it is.
+
+    BIDS defines it as ``EffectiveEchoSpacing`` times the number of lines of the reconstructed
+    image less one. For scanners that store neither, dcm2niix writes estimates of both.
+
+    Parameters
+    ----------
+    fields : mapping
+        Those of :data:`READOUT_FIELDS` that are usable.
+    direction : {"i", "j", "k", "i-", "j-", "k-"}, optional
+        Of the phase encoding.
+    shape : tuple of int
+        Of the image, whose lines are counted where there is no ``ReconMatrixPE``.
+    """
+    of_image = shape["ijk".index(direction[0])] if direction else 0
+    intervals = fields.get("ReconMatrixPE", of_image) - 1
+    for estimated in ("", "Estimated"):
+        spacing = fields.get(f"{estimated}EffectiveEchoSpacing", 0)
+        for seconds in (fields.get(f"{estimated}TotalReadoutTime", 0), spacing * intervals):
+            if _is_readout(seconds):
+                return float(seconds)
+    return None
 
 
 def _repetition_time(
