@@ -161,19 +161,26 @@ def pose_errors(
         To which they led.
     """
     dwi, n = solver.dwi, len(motion)
-    by_noise, by_misfit = np.zeros((n, 6, 6)), np.zeros((n, 6, 6))
+    by_misfit = np.zeros((n, 6, 6))
     for volumes in (dwi.gradients.b0s, *frames):
         by_misfit[volumes] = misfit_covariances(dwi, volumes)
-    whole, expected = by_misfit.copy(), by_misfit.copy()
-    apart, against, within = np.full((3, n, 6, 6), np.nan)
+    unknown = np.full((n, 6, 6), np.nan)
+    found = {
+        "covariances": by_misfit.copy(),
+        "by_noise": np.zeros((n, 6, 6)),
+        "expected": by_misfit.copy(),
+        "apart": unknown.copy(),
+        "against": unknown.copy(),
+        "within": unknown.copy(),
+    }
     for group, solution in zip(groups, solutions, strict=True):
         own = group.volumes
-        whole[own], by_noise[own], expected[own], apart[own], against[own], within[own] = (
-            _of_group(solver, group, solution, motion, by_misfit[own])
-        )
-    _warn_of_unknown(whole)
+        of_group = _of_group(solver, group, solution, motion, by_misfit[own])
+        for name, covariances in found.items():
+            covariances[own] = getattr(of_group, name)
+    _warn_of_unknown(found["covariances"])
     scale, voxel = solver.bands.scale, solver.bands.voxel
-    return PoseErrors(whole, by_noise, by_misfit, expected, apart, against, within, scale, voxel)
+    return PoseErrors(**found, by_misfit=by_misfit, scale=scale, voxel=voxel)
 
 
 def _warn_of_unknown(covariances: np.ndarray) -> None:
@@ -192,11 +199,8 @@ def _of_group(
     solution: Solution,
     motion: Motion,
     by_misfit: np.ndarray,
-) -> tuple[np.ndarray, ...]:
-    """Return covariances (n, 6, 6) of a group.
-
-    All, by noise, expected, apart in time, against, and within.
-    """
+) -> PoseErrors:
+    """Find the errors of the poses of a group; `by_misfit` (n, 6, 6) is of its volumes."""
     give_back_memory()  # of the group before, too
     weighted, alike = solution.pulls_of_slices(solver.dwi)
     apart = solution.scatter_of_periods(solver.dwi, weighted)
@@ -215,7 +219,7 @@ def _of_group(
     factor = max(HALVES_FACTOR, 1 / recovered)
     whole = expected + excess_covariance(expected, factor**2 * scatter)
     whole += pulled_by_slices(by_noise, pulls_of_slices(solver, solution.problem, group, motion))
-    return whole, by_noise, expected, apart, against, within
+    return PoseErrors(whole, by_noise, by_misfit, expected, apart, against, within, scale, voxel)
 
 
 def _contradicted(
