@@ -175,8 +175,8 @@ def test_errors_of_frames_add_along_the_way_to_the_b0s(b0s, groups, expected, ti
         return JoinedFrame(np.eye(4), variance, evidence)
 
     monkeypatch.setattr(frames, "find_offset", join)
-    estimate = Estimate(Motion.identity(10), np.zeros((10, 6, 6)))
-    united = unite_frames(dwi, estimate, groups=[np.array(group) for group in groups])
+    groups = [np.array(group) for group in groups]
+    united = unite_frames(dwi, Estimate(Motion.identity(10), np.zeros((10, 6, 6)), groups))
     assert united.frame_error == pytest.approx(expected)
     errors = united.standard_errors[:, 0]
     np.testing.assert_allclose(errors[b0s], 0, atol=1e-9)

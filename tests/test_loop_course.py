@@ -11,7 +11,6 @@ from eddymotion.estimation.lovo import without_gradient_pulls
 from eddymotion.estimation.lovo.schedule import POINTS_FACTOR, registrar_at
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rigid_parameters
-from eddymotion.models import AverageModel, get_model
 from eddymotion.registration import GaussNewton
 from eddymotion.registration.gauss_newton import REFINE, Level
 from eddymotion.simulation import shelled_scheme
@@ -51,15 +50,14 @@ def errors(motion, truth, volumes, dwi):
     return np.sqrt(((away - away.mean(axis=0)) ** 2).mean())
 
 
-@pytest.mark.parametrize("name", ["auto", "average"])
-def test_what_follows_the_direction_is_left_to_the_course(dwi, name):
+@pytest.mark.parametrize("groups", [[GRADIENTS.dwis], GRADIENTS.shells])
+def test_what_follows_the_direction_is_left_to_the_course(dwi, groups):
     truth = a_course(dwi.brain_center)
-    found, model = pulled(truth, dwi.brain_center), get_model(name, GRADIENTS)
+    found = pulled(truth, dwi.brain_center)
     before, placed = found.matrices.copy(), np.ones(N, bool)
     placed[[7, 30]] = False
-    free = without_gradient_pulls(dwi, found, placed, model)
+    free = without_gradient_pulls(dwi, found, placed, groups)
 
-    groups = GRADIENTS.shells if isinstance(model, AverageModel) else [GRADIENTS.dwis]
     for group in groups:
         group = group[placed[group]]
         assert errors(free, truth, group, dwi) < 0.35 * errors(found, truth, group, dwi)
@@ -70,13 +68,13 @@ def test_what_follows_the_direction_is_left_to_the_course(dwi, name):
 
 def test_course_that_follows_no_direction_stays(dwi):
     truth = a_course(dwi.brain_center)
-    free = without_gradient_pulls(dwi, truth, np.ones(N, bool), get_model("auto", GRADIENTS))
+    free = without_gradient_pulls(dwi, truth, np.ones(N, bool), [GRADIENTS.dwis])
     assert errors(free, truth, GRADIENTS.dwis, dwi) < 0.005
 
 
 def test_nothing_that_was_placed_is_no_fault(dwi):
     found, placed = a_course(dwi.brain_center), GRADIENTS.is_b0
-    free = without_gradient_pulls(dwi, found, placed, get_model("average", GRADIENTS))
+    free = without_gradient_pulls(dwi, found, placed, GRADIENTS.shells)
     np.testing.assert_array_equal(free.matrices, found.matrices)
 
 

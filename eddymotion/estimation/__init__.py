@@ -23,7 +23,7 @@ from eddymotion.estimation.runs import join_runs
 from eddymotion.estimation.runs.run_image import RunImage, align_b0s
 from eddymotion.machine.parallel import Compute, Progress, silent
 from eddymotion.mapping.motion import Motion
-from eddymotion.models import AverageModel, Model
+from eddymotion.models import Model
 from eddymotion.registration import Registrar
 
 __all__ = ["Joint", "LeaveOneOut", "Quality", "assess", "choose_estimator", "estimate_motion"]
@@ -124,13 +124,11 @@ def estimate_motion(
 def _estimate(dwi: DWI, estimator: Estimator, compute: Compute, *, align_shells: bool) -> Motion:
     """Find poses within groups, join the groups, and follow the head within volumes."""
     estimate = estimator.estimate(dwi, compute)
-    groups = estimate.groups
-    if groups is None and isinstance(estimator.model, AverageModel):
-        groups = dwi.gradients.shells  # no frame is shared
-    how: dict[str, Any] = {"groups": groups, "align_shells": align_shells, "compute": compute}
-    motion = unite_frames(dwi, estimate, **how)
+    motion = unite_frames(dwi, estimate, align_shells=align_shells, compute=compute)
     followed = estimator.follow(dwi, estimate, motion, compute)
-    return motion if followed is None else unite_frames(dwi, followed, **how)
+    if followed is None:
+        return motion
+    return unite_frames(dwi, followed, align_shells=align_shells, compute=compute)
 
 
 def _estimate_together(runs: Sequence[DWI], compute: Compute, **options: Any) -> list[Motion]:

@@ -438,7 +438,6 @@ def unite(
     motion = unite_frames(
         dwi,
         conclude(dwi, _motion_of(matrix_files), known, model, compute),
-        groups=dwi.gradients.shells if isinstance(model, AverageModel) else None,
         align_shells=not settings.no_shell_alignment,
         compute=compute,
     )

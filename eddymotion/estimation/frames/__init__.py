@@ -54,7 +54,6 @@ def unite_frames(
     dwi: DWI,
     estimate: Estimate,
     *,
-    groups: Sequence[np.ndarray] | None = None,
     align_shells: bool = True,
     compute: Compute | None = None,
 ) -> Motion:
@@ -64,9 +63,7 @@ def unite_frames(
     ----------
     dwi : DWI
     estimate : Estimate
-        From an estimator: consistent within the b=0 and within the diffusion-weighted volumes.
-    groups : sequence of index arrays, optional
-        Diffusion-weighted volumes that share a frame; all of them when not given.
+        From an estimator: consistent within the b=0 volumes and within each of its groups.
     align_shells : bool
         Whether to estimate the offset of each group; it is taken as zero otherwise.
     compute : Compute, optional
@@ -79,7 +76,7 @@ def unite_frames(
     """
     compute = compute or Compute()
     if estimate.unplaced is not None:
-        return _unite_placed(dwi, estimate, groups, align_shells, compute)
+        return _unite_placed(dwi, estimate, align_shells, compute)
     estimate = replace(estimate, motion=with_offsets(estimate.motion, dwi.gradients))
     frame = CommonFrame(dwi, estimate, compute)
     if not len(dwi.gradients.b0s):
@@ -87,15 +84,15 @@ def unite_frames(
             "no b=0 volume: the reference frame is that of volume 0%s", _hint(dwi.gradients)
         )
     elif align_shells:
-        frame.join([dwi.gradients.dwis] if groups is None else groups)
+        frame.join([dwi.gradients.dwis] if estimate.groups is None else estimate.groups)
     united = frame.motion()
     if united.frame_doubt is not None:
         log.warning("%s", united.frame_doubt)
     if estimate.covariances is None:
         return united
     common = frame.covariances + estimate.covariances[dwi.reference]
-    if groups is not None:
-        common += covariances_of_few(united, groups, dwi)
+    if estimate.groups is not None:
+        common += covariances_of_few(united, estimate.groups, dwi)
     covariances = estimate.covariances + common
     covariances[dwi.reference] = 0.0
     within = None if estimate.within is None else estimate.within + common[:, None]
@@ -200,19 +197,12 @@ def _misfit(evidence: FrameEvidence) -> tuple[bool, float]:
     return evidence.contradicted, np.nan_to_num(evidence.apart_mm, nan=-1.0)
 
 
-def _unite_placed(
-    dwi: DWI,
-    estimate: Estimate,
-    groups: Sequence[np.ndarray] | None,
-    align_shells: bool,
-    compute: Compute,
-) -> Motion:
+def _unite_placed(dwi: DWI, estimate: Estimate, align_shells: bool, compute: Compute) -> Motion:
     """Unite the frames of the volumes that were placed, and give the others their poses."""
     assert estimate.unplaced is not None
     n, placed = len(dwi), np.flatnonzero(~estimate.unplaced)
-    part = replace(estimate, groups=groups).select(placed)
     found = unite_frames(
-        dwi.select(placed), part, groups=part.groups, align_shells=align_shells, compute=compute
+        dwi.select(placed), estimate.select(placed), align_shells=align_shells, compute=compute
     )
     eddy, course = estimate.motion.eddy_currents, found.trajectory
     if eddy is not None and found.eddy_currents is not None:

@@ -57,7 +57,7 @@ from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.machine.memory import give_back_memory
 from eddymotion.machine.parallel import Compute, one_blas_thread
 from eddymotion.mapping.motion import Motion
-from eddymotion.models import LinearModel
+from eddymotion.models import AverageModel, LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.wording import listed
 
@@ -301,7 +301,7 @@ class JointSteps:
                 self.dwi, motion, known, self.model, groups=self.frames, unplaced=unplaced
             ),
             np.where(known[:, None, None], errors.covariances + errors.by_slices, np.nan),
-            self.frames if len(self.frames) > 1 else None,
+            self.frames if len(self.frames) > 1 or isinstance(self.model, AverageModel) else None,
             unplaced if unplaced.any() else None,
             held if len(held) else None,
             scatter,

@@ -21,6 +21,7 @@ diffusion. After the last pass, the course of the head decides about it
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -165,12 +166,16 @@ def conclude(
     if retried is not None:
         motion, unplaced[retried.unplaced] = retried.motion, True
     placed = known & ~unplaced
-    motion = without_gradient_pulls(dwi, motion, placed, model)
+    # means of shells bring no two of them into one frame
+    shells = list(dwi.gradients.shells) if isinstance(model, AverageModel) else None
+    motion = without_gradient_pulls(dwi, motion, placed, shells or [dwi.gradients.dwis])
     motion = fill_unpredicted(dwi, motion, placed, model, unplaced=unplaced)
-    return Estimate(motion, unplaced=unplaced if unplaced.any() else None)
+    return Estimate(motion, groups=shells, unplaced=unplaced if unplaced.any() else None)
 
 
-def without_gradient_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model: Model) -> Motion:
+def without_gradient_pulls(
+    dwi: DWI, motion: Motion, placed: np.ndarray, groups: Sequence[np.ndarray]
+) -> Motion:
     """Remove from the poses what follows the gradient, as the course of the head shows it.
 
     A displacement that is a quadratic function of the direction looks like anatomy to a model of
@@ -183,15 +188,14 @@ def without_gradient_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model: 
     ----------
     dwi : DWI
     motion : Motion
-        b=0 and diffusion-weighted volumes may be in frames of their own; so are single shells of
-        means.
+        b=0 volumes and each group may be in frames of their own.
     placed : (N,) bool array
         Volumes whose poses were found.
-    model : Model
+    groups : sequence of index arrays
+        Diffusion-weighted volumes that share a frame.
     """
     gradients, scale = dwi.gradients, head_scale(dwi.mask, dwi.voxel_sizes)
     covariances = np.zeros((len(dwi), 6, 6))
-    groups = gradients.shells if isinstance(model, AverageModel) else [gradients.dwis]
     groups = [group[placed[group]] for group in groups if placed[group].any()]
     for group in groups:
         covariances[group] = MISFIT_FACTOR**2 * misfit_of(gradients.select(group), scale)
