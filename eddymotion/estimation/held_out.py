@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import AverageModel, LinearModel, Model
 from eddymotion.models.base import as_rows, scatter_of_bright
@@ -87,7 +87,7 @@ def predict_lost(
         else:
             _fill_in_turns(signal, lost, gradients, model)
         predicted = predict(signal, gradients, model)
-    for group in gradients.shells if gradients.is_shelled else (gradients.dwis,):
+    for group in comparable_groups(gradients):
         all_lost = lost[:, group].all(axis=1)
         predicted[np.ix_(all_lost, group)] = np.nan
     return predicted

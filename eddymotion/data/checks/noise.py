@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 import scipy
 
+from eddymotion.data.gradients import comparable_groups
 from eddymotion.data.series import DWI
 from eddymotion.images.zeros import solid_constants
 
@@ -41,9 +42,7 @@ def is_denoised(dwi: DWI) -> bool:
 
     False where this is not known: with few volumes, or without air.
     """
-    gradients = dwi.gradients
-    group = max(gradients.shells, key=len) if gradients.is_shelled else gradients.dwis
-    group = group[:MAX_VOLUMES]
+    group = max(comparable_groups(dwi.gradients), key=len)[:MAX_VOLUMES]
     patches = _patches(dwi, group)
     if not len(patches):
         return False

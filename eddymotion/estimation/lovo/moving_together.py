@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.images.grid import Box
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import band_pass, jittered_points
@@ -83,7 +83,7 @@ class Following:
             return None
         groups = neighbours(gradients, model.min_q_distance)
         weights = np.nan_to_num(held_out_operator(model.precision(gradients), groups))
-        return cls(weights, gradients.shells if gradients.is_shelled else [gradients.dwis])
+        return cls(weights, comparable_groups(gradients))
 
     @property
     def concerned(self) -> np.ndarray:
