@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.data.checks import in_sidecar
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Joint, LeaveOneOut, assess, estimate_motion
@@ -26,6 +25,7 @@ from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rigid_parameters, rms_displacement
 from eddymotion.models import AverageModel, GaussianProcessModel, LegendreCovariance, TensorModel
+from eddymotion.pipeline.sidecar import warnings_of
 from eddymotion.registration import Registration
 from eddymotion.simulation import acquire, shelled_scheme, simulate_motion
 from eddymotion.testing.pairs import pose
@@ -183,9 +183,7 @@ def test_what_time_and_images_contradict_each_other_in_is_said(head, grid, caplo
     assert "time and images give different frames" in caplog.text
     assert found.frame_error > 1
     assert found.frame_evidence.contradicted
-    (text,) = [
-        one["Text"] for one in in_sidecar(dwi, found.frame_doubt) if one["Subject"] == "frames"
-    ]
+    (text,) = [one["Text"] for one in warnings_of(dwi, found) if one["Subject"] == "frames"]
     assert "volumes with b=1000" in text
     assert apart(dwi, found, truth) < 1.96 * found.frame_error
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from eddymotion.data.acquisition import usual_orders
-from eddymotion.data.checks import in_sidecar
 from eddymotion.estimation.within_volumes.equations import SlicePulls
 from eddymotion.estimation.within_volumes.slice_order import OrderEvidence, weigh_orders
 from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.mapping.motion import Motion
+from eddymotion.pipeline.sidecar import warnings_of
 
 N_VOLUMES, N_SLICES, REACH = 20, 36, 8
 TRUE = "even slices before odd ones, upwards, 3 at a time"
@@ -129,5 +129,5 @@ def test_the_doubt_is_kept_with_the_motion_and_reaches_the_sidecar(tmp_path, sti
     kept = read_written_motion(*files)
     assert kept.order_doubt == doubt
     assert kept.relative_to(1).order_doubt == doubt
-    told = [one for one in in_sidecar(still, order_doubt=kept.order_doubt) if TRUE in one["Text"]]
+    told = [one for one in warnings_of(still, kept) if TRUE in one["Text"]]
     assert [one["Subject"] for one in told] == ["slice timing"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.data.checks import in_sidecar
+from eddymotion.data.checks import DataIssue, find_issues
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives.citation import NONE_FOUND, Methods
 from eddymotion.derivatives.confounds import excursions
@@ -64,12 +64,21 @@ def sidecar_of(
             "Methods": methods.plain(),
             "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
             "PackageVersions": software_versions(),
-            "Warnings": in_sidecar(
-                grids[0], motion.frame_doubt, motion.order_doubt, motion.within_doubt
-            ),
+            "Warnings": warnings_of(grids[0], motion),
             "MotionWithinVolumes": _within(grids[0], motion),
         }
     )
+
+
+def warnings_of(dwi: DWI, motion: Motion) -> list[dict[str, Any]]:
+    """Return what is suspicious about a series, and what its motion says against itself."""
+    doubts = {
+        "frames": motion.frame_doubt,
+        "slice timing": motion.order_doubt,
+        "motion within volumes": motion.within_doubt,
+    }
+    of_motion = [DataIssue(kind, text) for kind, text in doubts.items() if text is not None]
+    return [issue.plain() for issue in (*find_issues(dwi), *of_motion)]
 
 
 def _within(dwi: DWI, motion: Motion) -> dict[str, Any]:

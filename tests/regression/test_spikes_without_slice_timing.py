@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from eddymotion.data.acquisition import Slicing
-from eddymotion.data.checks import in_sidecar
 from eddymotion.estimation import estimate_motion
 from eddymotion.io.motion import read_written_motion, write_motion
+from eddymotion.pipeline.sidecar import warnings_of
 
 VOXELS = 2
 
@@ -35,7 +35,7 @@ def test_slices_that_contradict_a_b0_volume_are_in_its_errors(moving, estimated)
     others = np.delete(np.arange(len(moving)), [volume, moving.gradients.b0s[0]])
     assert (told[others] / estimated.standard_errors[others, 1]).max() < 1.25
     assert f"volume {volume}: slices contradict the pose" in found.within_doubt
-    (warning,) = in_sidecar(moving, within_doubt=found.within_doubt)
+    (warning,) = warnings_of(moving, found)
     assert warning["Subject"] == "motion within volumes"
 
 

@@ -26,7 +26,7 @@ from eddymotion.machine.frozen import once_per_value
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.wording import listed
 
-__all__ = ["DataIssue", "find_issues", "in_sidecar", "refuse_wrong_tables"]
+__all__ = ["DataIssue", "find_issues", "refuse_wrong_tables"]
 
 IGNORED = "tables"
 """What to ignore so that a table is used although the images contradict it."""
@@ -38,7 +38,6 @@ slope was 0.74 to 0.86."""
 CUT_PART, CUT_FACTOR = 0.05, 1.5
 """The same where tissue was set to zero (slopes of 0.93 to 1.03), and what the errors grow by
 besides: what is left has fewer edges."""
-
 
 INVERTED = 1.2
 """Signal of the darkest face of an image over that of its middle. Of an inverted head it is 1.5;
@@ -233,34 +232,6 @@ def _wrong_axes(dwi: DWI, reading: AxesReading) -> str:
         f"exchanged: they may belong to other axes, {look} the .bvec and how it was made, whose "
         f"rows {reading.rows(dwi.affine)} would fit best"
     )
-
-
-def in_sidecar(
-    dwi: DWI,
-    frame_doubt: str | None = None,
-    order_doubt: str | None = None,
-    within_doubt: str | None = None,
-) -> list[dict[str, Any]]:
-    """Return the issues of a series as the sidecar of the corrected one has them.
-
-    Parameters
-    ----------
-    dwi : DWI
-    frame_doubt : str, optional
-        What the estimate says against the frame of its own volumes.
-    order_doubt : str, optional
-        What it says against the order of the slices.
-    within_doubt : str, optional
-        Within which volumes it shows motion that cannot be followed.
-    """
-    found = list(find_issues(dwi))
-    if frame_doubt is not None:
-        found.append(DataIssue("frames", frame_doubt))
-    if order_doubt is not None:
-        found.append(DataIssue("slice timing", order_doubt))
-    if within_doubt is not None:
-        found.append(DataIssue("motion within volumes", within_doubt))
-    return [issue.plain() for issue in found]
 
 
 def _reference(dwi: DWI) -> np.ndarray:
