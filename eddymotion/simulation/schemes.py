@@ -104,12 +104,12 @@ def _spread_directions(n: int, random: np.random.Generator) -> np.ndarray:
     return sphere.vertices * random.choice([-1.0, 1.0], size=(n, 1))
 
 
-def mirrored_scheme(shells: dict[float, int], n_b0: int = 1, *, seed: int = 0) -> Gradients:
+def mirrored_scheme(shells: dict[float, int], n_b0: int) -> Gradients:
     """Measure a shelled scheme twice, the second time with all gradients reversed.
 
     Parameters
     ----------
-    shells, n_b0, seed
+    shells, n_b0
         See :func:`shelled_scheme`.
 
     Returns
@@ -117,7 +117,7 @@ def mirrored_scheme(shells: dict[float, int], n_b0: int = 1, *, seed: int = 0) -
     Gradients
         RAS+, two times as many volumes.
     """
-    once = shelled_scheme(shells, n_b0, seed=seed)
+    once = shelled_scheme(shells, n_b0)
     return Gradients(np.tile(once.bvals, 2), np.concatenate([once.bvecs, -once.bvecs]))
 
 
