@@ -98,7 +98,7 @@ def _handled_by(handler: logging.Handler) -> Iterator[None]:
         handler.close()
 
 
-def progress_for_console(verbosity: int = 0) -> Progress:
+def progress_for_console(verbosity: int) -> Progress:
     """Return a bar with time left on a terminal, plain log lines elsewhere, nothing with -q."""
     if verbosity < 0:
         return silent

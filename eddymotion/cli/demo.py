@@ -17,7 +17,7 @@ from eddymotion.derivatives.dataset import (
 from eddymotion.errors import EddymotionError
 from eddymotion.io.itk import read_itk
 from eddymotion.io.series import load
-from eddymotion.machine.parallel import Progress, silent
+from eddymotion.machine.parallel import Progress
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.pipeline.correct import correct_series
@@ -38,7 +38,7 @@ SHELLS, N_B0 = {1000.0: 30}, 3
 SNR = 20.0
 
 
-def run_demo(folder: Path, settings: Settings, progress: Progress = silent) -> str:
+def run_demo(folder: Path, settings: Settings, progress: Progress) -> str:
     """Simulate, correct, compare.
 
     Parameters

@@ -302,7 +302,7 @@ class Acquisition:
 
 
 def multiband_groups(
-    slice_timing: Sequence[float], acceleration: float | None = None
+    slice_timing: Sequence[float], acceleration: float | None
 ) -> list[np.ndarray]:
     """Find the slices that were excited together.
 

@@ -143,7 +143,7 @@ def write_outputs(
 
 
 def write_corrected(
-    corrected: Series, outputs: Outputs, volumes: Iterable[np.ndarray] | None = None
+    corrected: Series, outputs: Outputs, volumes: Iterable[np.ndarray] | None
 ) -> None:
     """Write the images and the gradient table; `volumes` as in :func:`write_outputs`."""
     affine = corrected.affine
@@ -194,7 +194,7 @@ def _write_fields(outputs: Outputs, motion: Motion) -> None:
 
 def write_sidecar(
     outputs: Outputs,
-    content: dict[str, Any] | None = None,
+    content: dict[str, Any] | None,
     *,
     record: bool = False,
     digests: Mapping[Path, str] = NONE_KNOWN,

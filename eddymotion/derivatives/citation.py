@@ -131,7 +131,7 @@ def boilerplate(methods: Methods, version: str = __version__) -> str:
     return " ".join(filter(None, sentences(methods, version)))
 
 
-def sentences(methods: Methods, version: str = __version__) -> list[str]:
+def sentences(methods: Methods, version: str) -> list[str]:
     """Return the sentences of :func:`boilerplate`: always as many, some of them empty."""
     lost = "Slices that lost signal were identified by comparison with the predictions"
     replaced = " and replaced by them" if methods.replaced_outliers else ""

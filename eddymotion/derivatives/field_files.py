@@ -88,7 +88,7 @@ class FieldFiles:
             path.unlink(missing_ok=True)
 
 
-def field_sidecar(sources: Sequence[str], method: str, unit: str = "Hz") -> dict[str, Any]:
+def field_sidecar(sources: Sequence[str], method: str, unit: str) -> dict[str, Any]:
     """Return what the sidecars of all fields say: from which images, and by which method."""
     return {
         "Description": "Off-resonance field in the frame of the first source",

@@ -135,8 +135,8 @@ def retry_outlier_volumes(
     motion: Motion,
     quality: Quality,
     *,
-    seed: int = 0,
-    n_threads: int = 1,
+    seed: int,
+    n_threads: int,
 ) -> RetriedVolumes | None:
     """Try volumes that are far from their neighbours, or not supported, at the neighbours' pose.
 

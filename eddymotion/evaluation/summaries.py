@@ -101,7 +101,7 @@ class Summary:
 
 
 def motion_summary(
-    comparison: MotionComparison, points_are: str, bvals: np.ndarray | None = None
+    comparison: MotionComparison, points_are: str, bvals: np.ndarray | None
 ) -> Summary:
     """Summarise a comparison of motions.
 

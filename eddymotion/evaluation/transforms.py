@@ -115,7 +115,7 @@ def read_motion(
 
 
 def eddy_motion_with_offsets(
-    path: Path, motion: Motion, grid: Grid, acquisition: Path, index: Path | None = None
+    path: Path, motion: Motion, grid: Grid, acquisition: Path, index: Path | None
 ) -> Motion:
     """Give the head what eddy's fields displace all of a volume by.
 

@@ -148,7 +148,7 @@ class Lattice:
 def spline_matrix(
     positions: np.ndarray,
     n: int,
-    order: int = 0,
+    order: int,
     *,
     spacing: float = 1.0,
     margin: int = 1,

@@ -110,11 +110,11 @@ def load(  # type: ignore[misc]  # options by name
 
 def refuse_unreadable(
     path: Path,
-    bval: Path | None = None,
-    bvec: Path | None = None,
+    bval: Path | None,
+    bvec: Path | None,
     *,
-    b0_threshold: float = B0_THRESHOLD,
-    ignore: Sequence[str] = (),
+    b0_threshold: float,
+    ignore: Sequence[str],
 ) -> None:
     """Raise if header and tables of a series show that :func:`load` would refuse it.
 

@@ -26,7 +26,7 @@ _FORMER = re.compile(r"\.[0-9a-f]{12}(\.|$)")
 """Names of an earlier version, which tell nothing."""
 
 
-def temporary_name(suffix: str = "") -> str:
+def temporary_name(suffix: str) -> str:
     """Name a file that this process is going to write; no other one is called so."""
     own = Process.this()
     return f".eddymotion-{_machine()}-{own.pid}-{own.started}-{uuid.uuid4().hex[:12]}{suffix}"

@@ -279,7 +279,7 @@ def estimate_series(
     outputs: Outputs,
     settings: Settings,
     work_dir: Path,
-    progress: Progress = silent,
+    progress: Progress,
 ) -> None:
     """Estimate the motion of one series and keep it in `work_dir`, unless it is known already.
 
@@ -314,7 +314,7 @@ def new_motion(
     return found
 
 
-def on_demand(settings: Settings, *, in_frame: bool = True) -> OnDemand:
+def on_demand(settings: Settings, *, in_frame: bool) -> OnDemand:
     """Collect which optional outputs the settings ask for; `in_frame` as in :class:`OnDemand`."""
     return OnDemand(
         fsl=settings.fsl_outputs,

@@ -43,7 +43,7 @@ def refuse_unknown(name: str) -> None:
         )
 
 
-def chosen_registrar(name: str | None, settings_file: Path | None = None) -> Registrar | None:
+def chosen_registrar(name: str | None, settings_file: Path | None) -> Registrar | None:
     """Turn what was chosen into a registrar: :data:`DEFAULT` where only its parameters are given.
 
     None where neither is given: nothing was chosen.

@@ -27,8 +27,8 @@ def motion_comparison_figure(
     tre: np.ndarray,
     tre_nothing: np.ndarray,
     *,
-    shaded: Sequence[int] | np.ndarray = (),
-    title: str = "",
+    shaded: Sequence[int] | np.ndarray,
+    title: str,
 ) -> Figure:
     """Draw the errors of a motion over the volumes, and estimated on true parameters.
 
@@ -105,8 +105,8 @@ def slices_comparison_figure(
     times: np.ndarray,
     displacement: Mapping[str, np.ndarray],
     *,
-    shaded: Sequence[int] | np.ndarray = (),
-    title: str = "",
+    shaded: Sequence[int] | np.ndarray,
+    title: str,
 ) -> Figure:
     """Draw the errors of slices in the order of time, and their distribution.
 
@@ -165,7 +165,7 @@ def _from_least_to_largest(
 
 @own_style()
 def landmarks_figure(
-    labels: Sequence[str], before: np.ndarray, after: np.ndarray | None = None, title: str = ""
+    labels: Sequence[str], before: np.ndarray, after: np.ndarray | None, title: str
 ) -> Figure:
     """Draw how far landmarks are apart: one line each, or their distribution if there are many.
 
@@ -214,9 +214,9 @@ def landmarks_figure(
 @own_style()
 def series_figure(
     series: Mapping[str, Mapping[str, np.ndarray]],
-    between: np.ndarray | None = None,
+    between: np.ndarray | None,
     *,
-    shaded: Sequence[int] | np.ndarray = (),
+    shaded: Sequence[int] | np.ndarray,
 ) -> Figure:
     """Draw the quality of one or two series over the volumes, and NDC against smoothness.
 

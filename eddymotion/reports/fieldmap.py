@@ -40,7 +40,7 @@ MOST_FLICKERS = 3
 @own_style()
 def field_figure(
     image: np.ndarray, hertz: np.ndarray, stretch: np.ndarray, mask: np.ndarray,
-    affine: np.ndarray, unit: str = "Hz", measured: np.ndarray | None = None,
+    affine: np.ndarray, unit: str, measured: np.ndarray | None = None,
 ) -> Figure:  # fmt: skip
     """Draw a corrected image, the field, the stretch of the first image, and a measured map.
 

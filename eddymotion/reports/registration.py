@@ -188,7 +188,7 @@ def alignment_figure(
     after: np.ndarray,
     head: np.ndarray,
     affine: np.ndarray,
-    white_matter: np.ndarray | None = None,
+    white_matter: np.ndarray | None,
 ) -> Figure:
     """Draw outlines of a reference on its target, before and after, and then the other way round.
 

@@ -114,7 +114,7 @@ def _write_truth(truth: Path, made: Simulation, gain: float, ideal: bool, n_thre
     write_json(path("settings.json"), _settings(made, gain))
 
 
-def ideal_series(made: Simulation, n_threads: int = 1) -> DWI:
+def ideal_series(made: Simulation, n_threads: int) -> DWI:
     """Scan the head at rest, with no noise, shading, dropout and eddy currents."""
     still = Motion.identity(len(made.motion))
     return acquire(made.head, made.dwi.gradients, still, made.grid, snr=None, n_threads=n_threads)

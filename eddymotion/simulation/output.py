@@ -151,18 +151,14 @@ def write_detailed_readme(folder: Path) -> None:
     write_text(folder / "README", text)
 
 
-def image_path(
-    folder: Path, name: str, session: str | None = None, direction: str | None = None
-) -> Path:
+def image_path(folder: Path, name: str, session: str | None, direction: str | None) -> Path:
     """Return where the image of a participant lies."""
     entities = [f"sub-{name}", *([f"ses-{session}"] if session else [])]
     of_series = [*entities, *([f"dir-{direction}"] if direction else []), "dwi.nii.gz"]
     return folder.joinpath(*entities, "dwi", "_".join(of_series))
 
 
-def truth_stem(
-    folder: Path, name: str, session: str | None = None, direction: str | None = None
-) -> Path:
+def truth_stem(folder: Path, name: str, session: str | None, direction: str | None) -> Path:
     """Return what the paths of the truth of a participant begin with."""
     image = image_path(folder, name, session, direction)
     return folder / "truth" / image.name.removesuffix("_dwi.nii.gz")

@@ -59,7 +59,7 @@ class SliceProfile:
     weights: np.ndarray
 
     @classmethod
-    def box(cls, n: int = 2) -> SliceProfile:
+    def box(cls, n: int) -> SliceProfile:
         """See all of the slice alike and nothing else, at `n` points."""
         return cls((np.arange(n) + 0.5) / n - 0.5, np.full(n, 1 / n))
 

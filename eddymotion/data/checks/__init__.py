@@ -240,9 +240,7 @@ def _reference(dwi: DWI) -> np.ndarray:
     return np.mean([dwi.volume(volume).data for volume in averaged], axis=0)
 
 
-def refuse_wrong_tables(
-    dwi: DWI, norms: np.ndarray | None = None, ignore: Sequence[str] = ()
-) -> None:
+def refuse_wrong_tables(dwi: DWI, norms: np.ndarray | None, ignore: Sequence[str]) -> None:
     """Refuse a table that no head could have been scanned with.
 
     Parameters

@@ -63,7 +63,7 @@ class FieldPrior:
 NO_PRIOR = FieldPrior()
 
 
-def drivers_of(gradients: Gradients, poses: np.ndarray | None = None) -> np.ndarray:
+def drivers_of(gradients: Gradients, poses: np.ndarray | None) -> np.ndarray:
     """Return what the common response is linear in: gradients, poses where given; (N, 3 or 8)."""
     q = gradients.qvecs
     if poses is None:
@@ -71,7 +71,7 @@ def drivers_of(gradients: Gradients, poses: np.ndarray | None = None) -> np.ndar
     return np.hstack([q, poses * (q.std() / max(poses.std(axis=0).max(), TINY))])
 
 
-def nonlinear_part(gradients: Gradients, poses: np.ndarray | None = None) -> np.ndarray:
+def nonlinear_part(gradients: Gradients, poses: np.ndarray | None) -> np.ndarray:
     """Return the projector onto what is not common and not linear in the drivers, (N, N)."""
     drivers = drivers_of(gradients, poses)
     if poses is None:

@@ -85,7 +85,7 @@ class Anchors:
         first = int(near.sum(axis=1).argmax())
         return near[first], self.offsets(motion)[first]
 
-    def from_poses(self, motion: Motion, n_threads: int = 1) -> Anchors:
+    def from_poses(self, motion: Motion, n_threads: int) -> Anchors:
         """Register those outside the core again, from their poses and from the last result.
 
         The lower cost counts. Wide filters would move either far from its start.

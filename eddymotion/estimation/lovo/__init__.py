@@ -74,8 +74,8 @@ def leave_one_out_loop(
     *,
     model: Model,
     registrar: Registrar,
-    n_iterations: int = 5,
-    compute: Compute = ALONE,
+    n_iterations: int,
+    compute: Compute,
 ) -> Estimate:
     """Estimate the motion: predict from the others, register, repeat.
 
@@ -90,7 +90,7 @@ def leave_one_out_loop(
     registrar : Registrar
     n_iterations : int
         Passes over the series.
-    compute : Compute, optional
+    compute : Compute
 
     Returns
     -------
@@ -144,7 +144,7 @@ def conclude(
     motion: Motion,
     known: np.ndarray,
     model: Model,
-    compute: Compute = ALONE,
+    compute: Compute,
 ) -> Estimate:
     """End the loop: find volumes that fit nowhere, and remove what follows the gradient.
 
@@ -157,7 +157,7 @@ def conclude(
     known : (N,) bool array
         Volumes that it predicted.
     model : Model
-    compute : Compute, optional
+    compute : Compute
     """
     seed, n_threads = compute.seed, compute.n_threads
     judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)

@@ -167,7 +167,7 @@ def slopes_of_predictions(
     volumes: np.ndarray,
     brain: Image,
     center: np.ndarray,
-    compute: Compute = ALONE,
+    compute: Compute,
 ) -> np.ndarray:
     """Return ``J`` of some volumes at random points of the brain, (n, 6, P) float32.
 

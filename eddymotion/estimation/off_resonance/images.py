@@ -112,7 +112,7 @@ def check_overlap(images: Sequence[Distorted], mask: np.ndarray, poses: np.ndarr
             )
 
 
-def rigid_start(images: Sequence[Distorted], mask: np.ndarray, seed: int = 0) -> np.ndarray:
+def rigid_start(images: Sequence[Distorted], mask: np.ndarray, seed: int) -> np.ndarray:
     """Register the distorted images to the first one: poses (K, 4, 4), good to about 1 mm, 1°.
 
     Along the phase encoding this takes the mean field over the brain to be nearly zero.

@@ -155,7 +155,7 @@ class MeasuredMap:
         return OffResonance(self._fitted.coefficients, np.linalg.inv(pose) @ self._fitted.affine)
 
     def known_on(
-        self, shape: tuple[int, ...], affine: np.ndarray, pose: np.ndarray | None = None
+        self, shape: tuple[int, ...], affine: np.ndarray, pose: np.ndarray | None
     ) -> np.ndarray:
         """Return where the map is known, on a grid of the reference, (X, Y, Z) bool."""
         to_map = affine if pose is None else pose @ affine
@@ -188,7 +188,7 @@ class MeasuredMap:
         return np.where(known, self.field(pose).on_grid(shape, affine), np.float32(np.nan))
 
     def field_for(
-        self, image: Image, readout: Readout, mask: np.ndarray, seed: int = 0
+        self, image: Image, readout: Readout, mask: np.ndarray, seed: int
     ) -> OffResonance:
         """Return the field in the frame of an image that it distorts.
 

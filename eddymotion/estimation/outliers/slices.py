@@ -15,13 +15,13 @@ LEAST_LEFT = 0.1
 """What is left of a slice is amplified to no more than the inverse of this."""
 
 
-def slice_heights(points: np.ndarray, affine: np.ndarray, axis: int = 2) -> np.ndarray:
+def slice_heights(points: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
     """Where points (P, 3) of an image, RAS+ mm, are along its slice axis, in slices: (P,)."""
     row = slice_row(affine, axis)
     return points @ row[:3] + row[3]
 
 
-def slice_row(affine: np.ndarray, axis: int = 2) -> np.ndarray:
+def slice_row(affine: np.ndarray, axis: int) -> np.ndarray:
     """Return what takes a point of an image, RAS+ mm and 1, to its slice, (4,)."""
     return np.linalg.inv(affine)[axis]
 

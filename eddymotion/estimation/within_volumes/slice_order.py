@@ -190,7 +190,7 @@ def log_evidence(
     misfit: SmoothMisfit,
     slicing: Slicing,
     scale: float,
-    n_knots: int = N_KNOTS,
+    n_knots: int,
 ) -> float:
     """Log odds of an order of acquisition, up to a constant of all orders.
 
