@@ -45,7 +45,11 @@ def summed(n_threads):
     with one_blas_thread():
         tracemalloc.start()
         residuals = Residuals(samples, precision, values[0], np.ones(N_POINTS))
-        found = problem.normal_equations(residuals, np.ones(N_POINTS))
+        weights = np.ones(N_POINTS)
+        found = (
+            problem.gradients_by_part(residuals, weights),
+            problem.normal_matrix(residuals, weights),
+        )
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     return found, peak / 1e6
@@ -150,10 +154,10 @@ def displaced(still):
 def test_a_matrix_that_is_kept_leads_to_the_same_poses(displaced, monkeypatch):
     problem, start = displaced
     matrices = []
-    plain = CoupledProblem.normal_equations
+    plain = CoupledProblem.normal_matrix
     monkeypatch.setattr(
         CoupledProblem,
-        "normal_equations",
+        "normal_matrix",
         lambda self, *given: matrices.append(self.steady_mm) or plain(self, *given),
     )
     anew, kept = (replace(problem, steady_mm=mm).solve(start, 20, 1e-4)[0] for mm in (0, 1))

@@ -282,10 +282,8 @@ class CoupledProblem:
         self, found: Residuals, weights: np.ndarray, like: NormalEquations | None = None
     ) -> NormalEquations:
         """Set up the normal equations of weighted points (V,), or take the matrix of `like`."""
-        if like is None:
-            gradients, hessian = self.normal_equations(found, weights)
-        else:
-            gradients, hessian = self.gradients_by_part(found, weights), like.hessian
+        gradients = self.gradients_by_part(found, weights)
+        hessian = self.normal_matrix(found, weights) if like is None else like.hessian
         n_points, priors = int(found.usable.sum()), self.unknowns.priors(found.samples.motion)
         return NormalEquations(
             found.cost, n_points, hessian, gradients, self.unknowns, priors, like
@@ -350,12 +348,6 @@ class CoupledProblem:
                   for k in range(0, stop, COMPARED_AT_A_TIME)]  # fmt: skip
         parallel_map(compare, pieces, n_threads=self.n_threads)
         return Residuals(samples, precision, residual, np.maximum(misfit, 0.0))
-
-    def normal_equations(
-        self, found: Residuals, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``G`` by parts of the brain (B, Np), and ``H`` (Np, Np)."""
-        return self.gradients_by_part(found, weights), self.normal_matrix(found, weights)
 
     def gradients_by_part(self, found: Residuals, weights: np.ndarray) -> np.ndarray:
         """Return ``G`` by parts of the brain, (B, Np)."""
