@@ -37,7 +37,7 @@ class Blocks:
     """
 
     series: DWI | Resampled
-    n_threads: int = 1
+    n_threads: int
 
     @classmethod
     def of(cls, series: Series, n_threads: int = 1) -> Blocks:

@@ -71,7 +71,7 @@ class Quality:
     correlation: np.ndarray
     r2: np.ndarray
     outliers: SliceOutliers
-    model: Model | None = None
+    model: Model | None
 
     __repr__ = short_repr
 

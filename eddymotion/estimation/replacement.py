@@ -72,8 +72,8 @@ class Replaced(Series):
     affine: np.ndarray
     acquisition: Acquisition
     mask: np.ndarray
-    lost: bool = True
-    source: Path | None = None
+    lost: bool
+    source: Path | None
 
     @classmethod
     def of(

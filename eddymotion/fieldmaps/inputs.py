@@ -105,8 +105,8 @@ class Inputs:
     images: tuple[Distorted, ...]
     encodings: tuple[dict[str, Any], ...]
     nominal: bool
-    measured: MeasuredMap | None = None
-    mask: np.ndarray | None = None
+    measured: MeasuredMap | None
+    mask: np.ndarray | None
 
 
 def read_inputs(paths: FieldmapPaths, settings: FieldmapSettings) -> Inputs:

@@ -37,7 +37,7 @@ class SlicesOfVolume:
 
     poses: np.ndarray
     affine: np.ndarray
-    axis: int = 2
+    axis: int
 
     def scanned(self, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) were in the scanner when their slice was recorded: (P, 3), mm."""

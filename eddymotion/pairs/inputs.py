@@ -17,7 +17,6 @@ from eddymotion.images.image import Image
 from eddymotion.io import series as files
 from eddymotion.io.given_tables import GivenTable
 from eddymotion.io.images import read_image
-from eddymotion.io.transforms import FORMATS
 from eddymotion.pairs.measures import PairOverlay
 from eddymotion.registration import Registration
 from eddymotion.registration.checks import MIN_THICKNESS
@@ -48,10 +47,10 @@ class PairPaths:
 
     fixed: Path
     moving: Path
-    fixed_mask: Path | None = None
-    moving_mask: Path | None = None
-    init: Path | None = None
-    landmarks: tuple[Path, ...] = ()
+    fixed_mask: Path | None
+    moving_mask: Path | None
+    init: Path | None
+    landmarks: tuple[Path, ...]
 
     def __iter__(self) -> Iterator[Path]:
         given = (self.fixed, self.moving, self.fixed_mask, self.moving_mask, self.init)
@@ -62,18 +61,18 @@ class PairPaths:
 class PairSettings:
     """How a pair is registered; names are those of the command-line options."""
 
-    transform: str = "rigid"
-    backend: str | None = None
-    settings: Path | None = None
-    metric: str | None = None
-    initialize: str = "header"
-    formats: tuple[str, ...] = tuple(FORMATS)
-    interpolation: str = "cubic"
-    fixed_volume: int | None = None
-    moving_volume: int | None = None
-    ignore: tuple[str, ...] = ()
-    random_seed: int = 0
-    nprocs: int = 1
+    transform: str
+    backend: str | None
+    settings: Path | None
+    metric: str | None
+    initialize: str
+    formats: tuple[str, ...]
+    interpolation: str
+    fixed_volume: int | None
+    moving_volume: int | None
+    ignore: tuple[str, ...]
+    random_seed: int
+    nprocs: int
 
     @property
     def engine(self) -> str:

@@ -317,7 +317,7 @@ class PairQuality:
     before: Agreement
     after: Agreement
     displacements: Displacements
-    linear: Agreement | None = None
+    linear: Agreement | None
 
     @classmethod
     def of(

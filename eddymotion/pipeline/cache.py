@@ -52,7 +52,7 @@ class FoundMotion:
 
     motion: Motion
     seconds: float
-    log: Sequence[tuple[float, str]] = ()
+    log: Sequence[tuple[float, str]]
 
 
 def known_motion(

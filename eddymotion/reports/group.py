@@ -71,8 +71,8 @@ class GroupRow:
     series: str
     protocol: str
     metrics: dict[str, Value]
-    page: str = ""
-    part: str = ""
+    page: str
+    part: str
 
     @property
     def verdict(self) -> str:

@@ -189,10 +189,10 @@ class SeriesReport:
     outliers: Table | None
     sidecar: dict[str, Any]
     data: ReportData | None
-    eddy: Table | None = None
-    steps: Table | None = None
-    trajectory: Table | None = None
-    eddy_along: np.ndarray | None = None
+    eddy: Table | None
+    steps: Table | None
+    trajectory: Table | None
+    eddy_along: np.ndarray | None
 
     @classmethod
     def load(cls, outputs: Outputs, sidecar: Mapping[str, Any] | None = None) -> SeriesReport:

@@ -160,9 +160,9 @@ class Resampled(Series):
     acquisition: Acquisition
     mask: np.ndarray
     to_reference: np.ndarray
-    points: np.ndarray | None = None
-    n_threads: int = 1
-    source: Path | None = None
+    points: np.ndarray | None
+    n_threads: int
+    source: Path | None
 
     @classmethod
     def of(

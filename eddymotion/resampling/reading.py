@@ -53,7 +53,7 @@ class Reading:
     affine: np.ndarray
     image_affine: np.ndarray
     mapping: VolumeMapping
-    points: np.ndarray | None = None
+    points: np.ndarray | None
     field: FieldOnGrid | None = None
 
     def thinned(self, every: int) -> Reading:

@@ -143,14 +143,14 @@ class Imaging:
         If a distortion is requested in k-space.
     """
 
-    snr: float | None = 20.0
-    coils: int = 1
-    coil_bias: float = 0.0
-    dropout: float = 0.0
-    eddy: EddyCurrents | None = None
-    kspace: KSpace | None = None
-    distortion: Distortion | None = None
-    slice_profile: float | None = None
+    snr: float | None
+    coils: int
+    coil_bias: float
+    dropout: float
+    eddy: EddyCurrents | None
+    kspace: KSpace | None
+    distortion: Distortion | None
+    slice_profile: float | None
 
     def __post_init__(self) -> None:
         if self.kspace is not None and self.distortion is not None:

@@ -23,6 +23,6 @@ class Encoding:
         Measures in k-space; when not given, the signal is averaged over each voxel.
     """
 
-    eddy: EddyCurrents | None = None
-    distortion: Distortion | None = None
-    scanner: Scanner | None = None
+    eddy: EddyCurrents | None
+    distortion: Distortion | None
+    scanner: Scanner | None

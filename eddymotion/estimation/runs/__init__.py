@@ -158,7 +158,7 @@ class PlacedRuns:
     start: np.ndarray
     poses: np.ndarray
     left_open: np.ndarray
-    field: OffResonance | None = None
+    field: OffResonance | None
     brightness: np.ndarray | float = 1.0
 
     @classmethod

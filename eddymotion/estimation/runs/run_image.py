@@ -56,9 +56,9 @@ class RunImage:
     ends: np.ndarray
     end_errors: np.ndarray
     b0_poses: np.ndarray
-    is_b0: bool = True
-    diffusion: ShownDiffusion | None = None
-    name: str = ""
+    is_b0: bool
+    diffusion: ShownDiffusion | None
+    name: str
 
     __repr__ = short_repr
 

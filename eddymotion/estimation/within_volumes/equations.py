@@ -51,7 +51,7 @@ from eddymotion.estimation.within_volumes.matrix import (
 )
 from eddymotion.estimation.within_volumes.overcount import find_overcount
 from eddymotion.estimation.within_volumes.readings import NEAR_VOXELS, Readings
-from eddymotion.images.pyramid import BLOCK_MM, blocks_of
+from eddymotion.images.pyramid import blocks_of
 from eddymotion.images.stack import SliceStack
 from eddymotion.machine.parallel import parallel_iterate, parallel_map
 from eddymotion.mapping.motion import Motion
@@ -94,7 +94,7 @@ class Member:
     volumes: np.ndarray
     gradients: Gradients
     model: LinearModel
-    leave_one_out: bool = False
+    leave_one_out: bool
 
     def turned(self, twists: np.ndarray) -> Gradients:
         """Its gradients in the frame of the head, by twists of the volumes of the series."""
@@ -258,8 +258,8 @@ class CourseProblem:
     points: np.ndarray
     center: np.ndarray
     fields: Motion
-    block_mm: float = BLOCK_MM
-    n_threads: int = 1
+    block_mm: float
+    n_threads: int
     kept: dict[int, Readings] = field(default_factory=dict, init=False)
     slabs: list[slice] = field(init=False)
     block: np.ndarray = field(init=False)

@@ -115,7 +115,7 @@ class CourseSolver:
     groups: Sequence[VolumeGroup]
     moving: np.ndarray
     lost: np.ndarray
-    n_knots: int | None = None
+    n_knots: int | None
     compute: Compute = field(default_factory=Compute)
     filtered: tuple[tuple[float, float | None], list[SliceStack]] | None = field(
         default=None, init=False

@@ -32,7 +32,7 @@ class Overlay:
     target: Image
     before: np.ndarray
     after: np.ndarray
-    white_matter: np.ndarray | None = None
+    white_matter: np.ndarray | None
 
     __repr__ = short_repr
 

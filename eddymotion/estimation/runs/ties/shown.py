@@ -65,8 +65,8 @@ class ShownDiffusion:
     mappings: tuple[VolumeMapping, ...]
     covariance: np.ndarray
     center: np.ndarray
-    apart: bool = False
-    lost: LostSlices | None = None
+    apart: bool
+    lost: LostSlices | None
 
     __repr__ = short_repr
 
