@@ -22,7 +22,7 @@ import numpy as np
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation.estimate import nearest_in_time
-from eddymotion.estimation.outliers import correlation_left, share_lost
+from eddymotion.estimation.outliers import correlation_left, percent_lost
 from eddymotion.estimation.quality import Quality, assess
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rms_displacement
@@ -249,7 +249,7 @@ def unsupported(quality: Quality, gradients: Gradients) -> np.ndarray:
     usual = np.isfinite(correlation)
     if outliers.unplaced is not None:
         usual &= ~outliers.unplaced
-    left = correlation_left(np.minimum(share_lost(outliers), MOST_LOST))
+    left = correlation_left(np.minimum(percent_lost(outliers) / 100, MOST_LOST))
     overall = np.median(correlation[usual]) if usual.any() else np.nan
     found = []
     for group in (b0s := gradients.b0s, *gradients.shells):

@@ -199,8 +199,7 @@ class OffResonance:
             If no voxel says anything.
         """
         data = np.nan_to_num(np.asarray(image.data, float))
-        known = np.isfinite(image.data) if weights is None else np.asarray(weights, float)
-        known = known * np.isfinite(image.data)
+        known = np.isfinite(image.data) * (1.0 if weights is None else np.asarray(weights, float))
         if image.missing is not None:
             known = known * ~image.missing
         if not (known > 0).any():

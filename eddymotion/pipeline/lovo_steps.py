@@ -515,11 +515,11 @@ def _registrar(settings: Settings, pass_number: int | None = None) -> Registrar:
 
 def _held_out(signal: np.ndarray, gradients: Gradients, model: Model, volume: int) -> np.ndarray:
     """Predict one volume: all at once where that costs next to nothing, else it alone."""
+    is_b0 = gradients.is_b0[volume]
     with one_blas_thread():
-        if not isinstance(model, DipyModel) or gradients.is_b0[volume]:
-            average = AverageModel() if gradients.is_b0[volume] else model
-            return predict(signal, gradients, average)[..., volume]
-        return model.predict_one(signal, gradients, volume)
+        if isinstance(model, DipyModel) and not is_b0:
+            return model.predict_one(signal, gradients, volume)
+        return predict(signal, gradients, AverageModel() if is_b0 else model)[..., volume]
 
 
 def _stack(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:

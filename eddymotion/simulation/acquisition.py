@@ -165,9 +165,9 @@ class Imaging:
         motion: Motion | SlicePoses,
         grid: Grid,
         *,
-        seed: int = 0,
-        n_threads: int = 1,
-        progress: Progress = silent,
+        seed: int,
+        n_threads: int,
+        progress: Progress,
     ) -> DWI:
         """Scan a moving head; parameters and result as of :func:`acquire`."""
         scanner = None if self.kspace is None else Scanner(self.kspace, grid)

@@ -30,7 +30,6 @@ from eddymotion.estimation.outliers.volumes import (
     describe_outliers,
     percent_lost,
     reasons_beyond_repair,
-    share_lost,
     volumes_beyond_repair,
 )
 
@@ -50,7 +49,6 @@ __all__ = [
     "reasons_beyond_repair",
     "rescaled",
     "score_slices",
-    "share_lost",
     "slice_heights",
     "slice_row",
     "spline_through",

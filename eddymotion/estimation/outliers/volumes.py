@@ -21,11 +21,6 @@ def percent_lost(outliers: SliceOutliers) -> np.ndarray:
     return 100.0 * outliers.flagged.sum(axis=1) / np.maximum(n_judged, 1)
 
 
-def share_lost(outliers: SliceOutliers) -> np.ndarray:
-    """Part of the slices judged of each volume that lost signal, (N,); 0 where none was."""
-    return percent_lost(outliers) / 100.0
-
-
 def correlation_left(share: np.ndarray) -> np.ndarray:
     """Return what losing a share of the slices leaves of a correlation with the prediction.
 
