@@ -62,11 +62,8 @@ class Joint:
                 f"{', '.join(FIELD_ORDERS)}"
             )
         _check_within_volume(self.within_volume)
-        if not isinstance(self.model, str) and (needs_loop := why_loop(self.model, None)):
-            raise EddymotionError(
-                f"estimator joint: {needs_loop}; use --estimator lovo, or --model gp and the "
-                "default registration"
-            )
+        if not isinstance(self.model, str):
+            _refuse_joint(why_loop(self.model, None))
 
     why: ClassVar[str] = ""
 
@@ -239,11 +236,8 @@ def choose_estimator(
         )
     model = _made(model, gradients)
     needs_loop = why_loop(model, registrar)
-    if name == "joint" and needs_loop:
-        raise EddymotionError(
-            f"estimator joint: {needs_loop}; use --estimator lovo, or --model gp and the "
-            "default registration"
-        )
+    if name == "joint":
+        _refuse_joint(needs_loop)
     chosen = name or ("lovo" if needs_loop else "joint")
     if chosen == "joint":
         n_steps = _or_else(n_iterations, FINE_ITERATIONS)
@@ -268,6 +262,15 @@ def why_loop(model: Model, registrar: Registrar | str | None) -> str:
     if not isinstance(model, LinearModel):
         return f"the model {type(model).__name__} is not linear in the signal"
     return "" if registrar is None else "a registration was chosen"
+
+
+def _refuse_joint(needs_loop: str) -> None:
+    """Raise if there is a reason, of :func:`why_loop`, for which ``joint`` cannot be used."""
+    if needs_loop:
+        raise EddymotionError(
+            f"estimator joint: {needs_loop}; use --estimator lovo, or --model gp and the "
+            "default registration"
+        )
 
 
 def _made(model: Model | str, gradients: Gradients) -> Model:
