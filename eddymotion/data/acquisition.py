@@ -187,7 +187,7 @@ class Acquisition:
 
     gradients: Gradients
     slicing: Slicing = PLAIN
-    runs: np.ndarray | None = None
+    runs: np.ndarray = None  # type: ignore[assignment]  # never None once it is made
     start_times: np.ndarray | None = None
     phase_encoding: np.ndarray | None = None
     readout_times: np.ndarray | None = None
@@ -274,7 +274,7 @@ class Acquisition:
     @property
     def repetition_time(self) -> float | None:
         """Seconds between volumes of a run, where they follow each other; None if not known."""
-        if self.start_times is None or self.runs is None:
+        if self.start_times is None:
             return None
         between = np.diff(self.start_times)[np.diff(self.runs) == 0]
         between = between[between > 0]

@@ -131,8 +131,7 @@ class CourseSolver:
         self.voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
         human = 1 / self.scale  # the prior's lengths are those of a human head
         self.in_mm = np.array([human] * 3 + [ROTATION_RADIUS_MM] * 3)
-        runs = dwi.acquisition.runs
-        self.follows = np.diff(runs) == 0 if runs is not None else np.ones(len(dwi) - 1, bool)
+        self.follows = np.diff(dwi.acquisition.runs) == 0
 
     def solve(self) -> tuple[Knots, FoundCourse] | None:
         """Solve all levels; None if the head turns out to have been at rest.
