@@ -245,7 +245,7 @@ def _series_of(
         bvec=tables[".bvec"],
         uri=f"{URI}{image.path.as_posix()}",
         metadata={key: fields[key] for key in FIELDS if key in fields},
-        problem="; ".join(problems[:1]),
+        problem=next(iter(problems), ""),
     )
 
 

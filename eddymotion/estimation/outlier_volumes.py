@@ -168,7 +168,10 @@ def retry_outlier_volumes(
     here = np.nan_to_num(quality.correlation, nan=-np.inf)
     back = suspect[(there.correlation > here)[suspect] | certain[suspect]]
     motion = motion.updated(back, tried.matrices[back])
-    quality = there if len(back) == len(suspect) else judged(motion) if len(back) else quality
+    if len(back) == len(suspect):
+        quality = there
+    elif len(back):
+        quality = judged(motion)
     for _ in range(MAX_ROUNDS):
         weak = unsupported(quality, dwi.gradients)
         left = weak if motion.unplaced is None else weak[~motion.unplaced[weak]]

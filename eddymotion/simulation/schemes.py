@@ -105,18 +105,7 @@ def _spread_directions(n: int, random: np.random.Generator) -> np.ndarray:
 
 
 def mirrored_scheme(shells: dict[float, int], n_b0: int) -> Gradients:
-    """Measure a shelled scheme twice, the second time with all gradients reversed.
-
-    Parameters
-    ----------
-    shells, n_b0
-        See :func:`shelled_scheme`.
-
-    Returns
-    -------
-    Gradients
-        RAS+, two times as many volumes.
-    """
+    """Measure a :func:`shelled_scheme` twice, the second time with all gradients reversed."""
     once = shelled_scheme(shells, n_b0)
     return Gradients(np.tile(once.bvals, 2), np.concatenate([once.bvecs, -once.bvecs]))
 
