@@ -33,7 +33,8 @@ class Estimate:
         Of the error ``δ`` in ``T = T̂ exp(δ)``, translation (mm) and rotation (rad) about the
         centre of the brain; NaN where not known.
     groups : sequence of index arrays, optional
-        Diffusion-weighted volumes that share a frame, where not all of them do.
+        Diffusion-weighted volumes that share a frame: several groups, or the shells of a model of
+        means, even if it is a single one. All of these volumes share a frame when not given.
     unplaced : (N,) bool array, optional
         Volumes that agree with their prediction nowhere.
     undetermined : (k, 6) array, optional
