@@ -61,6 +61,22 @@ def test_few_volumes_are_known_as_well_as_they_lie_near_a_neighbour(sized, rotat
     assert not enough.any()
 
 
+@pytest.mark.parametrize("groups", [None, [np.arange(1, 5)]], ids=["one frame", "groups"])
+def test_few_directions_count_whether_or_not_a_model_shares_their_frame(groups):
+    gradients = shelled_scheme({1000.0: 4}, 1)
+    phantom = procedural_head(8.0)
+    grid = Grid.covering(phantom, 8.0)
+    dwi = acquire(phantom, gradients, Motion.identity(5), grid, snr=None)
+    twists = np.zeros((5, 6))
+    twists[2:, 1] = 1.5
+    twists[3, 2] = 1.0  # a millimetre from both neighbours
+    covariances = np.tile(1e-6 * np.eye(6), (5, 1, 1))
+    estimate = Estimate(poses_at(dwi, twists), covariances, groups)
+    errors = unite_frames(dwi, estimate, align_shells=False).standard_errors
+    assert errors[3, 2] == pytest.approx(1 / Z_95, rel=0.01)
+    assert errors[4, 1] < 0.01
+
+
 @pytest.mark.parametrize("way", [0.9, 1.1])
 def test_a_volume_far_from_both_neighbours_is_named(sized, way, caplog):
     dwi, size, _ = sized

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion.estimation.lovo import fill_unpredicted, register_volumes
+from eddymotion.estimation.lovo import conclude, fill_unpredicted, register_volumes
 from eddymotion.images.image import Image
+from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
+from eddymotion.models import AverageModel
 from eddymotion.registration import GaussNewton
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
 
@@ -37,6 +39,21 @@ def test_a_lone_b0_volume_keeps_its_pose_without_a_warning(still, caplog):
     filled = fill_unpredicted(still, Motion(poses), np.arange(7) > 0)
     np.testing.assert_array_equal(filled.matrices, poses)
     assert not caplog.records
+
+
+def test_the_loop_gives_a_pose_of_the_same_shell():
+    """Means of shells bring no two of them into one frame; the neighbour was of another shell."""
+    gradients = shelled_scheme({1000.0: 6, 2000.0: 6}, 1)
+    phantom = procedural_head(6.0)
+    dwi = acquire(phantom, gradients, Motion.identity(13), Grid.covering(phantom, 6.0), snr=None)
+    first, second = gradients.shells
+    volume = next(one for one in second if one - 1 in first and one + 1 in first)
+    shifts = np.zeros((13, 3))
+    shifts[second, 2] = 3.0
+    poses = rigid_matrix(shifts, np.zeros((13, 3)), dwi.center)
+    known = np.arange(13) != volume
+    found = conclude(dwi, Motion(poses), known, AverageModel(), Compute())
+    assert found.motion[volume][2, 3] == pytest.approx(3.0, abs=0.5)
 
 
 def test_nothing_predicted_is_an_error(still):

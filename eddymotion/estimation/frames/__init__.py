@@ -79,20 +79,20 @@ def unite_frames(
         return _unite_placed(dwi, estimate, align_shells, compute)
     estimate = replace(estimate, motion=with_offsets(estimate.motion, dwi.gradients))
     frame = CommonFrame(dwi, estimate, compute)
+    groups = [dwi.gradients.dwis] if estimate.groups is None else estimate.groups
     if not len(dwi.gradients.b0s):
         log.warning(
             "no b=0 volume: the reference frame is that of volume 0%s", _hint(dwi.gradients)
         )
     elif align_shells:
-        frame.join([dwi.gradients.dwis] if estimate.groups is None else estimate.groups)
+        frame.join(groups)
     united = frame.motion()
     if united.frame_doubt is not None:
         log.warning("%s", united.frame_doubt)
     if estimate.covariances is None:
         return united
     common = frame.covariances + estimate.covariances[dwi.reference]
-    if estimate.groups is not None:
-        common += covariances_of_few(united, estimate.groups, dwi)
+    common += covariances_of_few(united, groups, dwi)
     covariances = estimate.covariances + common
     covariances[dwi.reference] = 0.0
     within = None if estimate.within is None else estimate.within + common[:, None]

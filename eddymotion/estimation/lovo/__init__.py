@@ -169,7 +169,7 @@ def conclude(
     # means of shells bring no two of them into one frame
     shells = list(dwi.gradients.shells) if isinstance(model, AverageModel) else None
     motion = without_gradient_pulls(dwi, motion, placed, shells or [dwi.gradients.dwis])
-    motion = fill_unpredicted(dwi, motion, placed, model, unplaced=unplaced)
+    motion = fill_unpredicted(dwi, motion, placed, model, groups=shells, unplaced=unplaced)
     return Estimate(motion, groups=shells, unplaced=unplaced if unplaced.any() else None)
 
 
