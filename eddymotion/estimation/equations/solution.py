@@ -53,6 +53,9 @@ LEAST_SHOWN = 0.5
 ENOUGH_FOR_MODEL = 5
 """The median over so many volumes of similar b-values shows what the model gets wrong in them."""
 
+HELD = 1e-3
+"""Ridge, as a share of the trace, on the brightness of a slice, across which it is not known."""
+
 SMALL_BYTES = 2**26
 """Halves of a brain are solved side by side while a copy of the normal matrix is smaller."""
 
@@ -240,8 +243,8 @@ class Solution:
     def pulls_of_slices(self, dwi: DWI) -> np.ndarray:
         """Sum the pulls of the points of each slice on each pose, (2, N, 6, Z).
 
-        With the weights of the points, and with all usable points alike. NaN if too few points are
-        left.
+        With the weights of the points; and with all usable points alike, without what another
+        brightness of each slice explains. NaN if too few points are left.
 
         Parameters
         ----------
@@ -261,16 +264,49 @@ class Solution:
             return slices.astype(np.int16)
 
         slices = np.stack(parallel_map(slices_of, range(n), n_threads=problem.n_threads))
+        residuals = found.values, self._without_shading(slices)
 
         def sums(chunk: slice) -> list[np.ndarray]:
             points, slopes = problem.points[chunk] - problem.center, problem.slopes(found, chunk)
-            factors = (found.values[:, chunk] * one[chunk] for one in weights)
+            pairs = zip(residuals, weights, strict=True)
+            factors = (residual[:, chunk] * weight[chunk] for residual, weight in pairs)
             return [sum_twists(points, slopes, one, slices[:, chunk]) for one in factors]
 
         for both in parallel_iterate(sums, problem.chunks(n), n_threads=problem.n_threads):
             for whole, one in zip(pulls, both, strict=True):
                 whole[: len(one)] += one
         return pulls.transpose(0, 2, 3, 1)
+
+    def _without_shading(self, slices: np.ndarray) -> np.ndarray:
+        """Take what another brightness of each slice explains out of the residuals, (N, V).
+
+        The brightness is a quadratic function of the place. Coils stay with the scanner while the
+        head turns, and two b=0 volumes may differ in gain: neither is motion within a volume.
+
+        Parameters
+        ----------
+        slices : (N, V) int array
+            In which slice of each volume the points were recorded.
+        """
+        found, points = self.found, self.problem.points - self.problem.center
+        assert found is not None
+        linear = np.column_stack([np.ones(len(points)), points / points.std()])
+        first, second = np.triu_indices(linear.shape[1])
+        shades = (linear[:, first] * linear[:, second]).astype(np.float32)
+
+        def without(volume: int) -> np.ndarray:
+            own, left = slices[volume], found.values[volume].copy()
+            predicted = (found.samples.values[volume] - left) * found.usable
+            order = np.argsort(own, kind="stable")
+            for here in np.split(order, np.flatnonzero(np.diff(own[order])) + 1):
+                shaded = shades[here] * predicted[here, None]
+                matrix = (shaded.T @ shaded).astype(float)
+                matrix += (HELD * np.trace(matrix) + TINY) * np.eye(len(matrix))
+                left[here] -= shaded @ np.linalg.solve(matrix, shaded.T @ left[here])
+            return left
+
+        volumes = range(len(slices))
+        return np.stack(parallel_map(without, volumes, n_threads=self.problem.n_threads))
 
     def scatter_of_periods(self, dwi: DWI, pulls: np.ndarray) -> np.ndarray:
         """Covariance of each pose by the scatter between parts of its time, (N, 6, 6).
