@@ -60,6 +60,17 @@ def test_each_axis_is_told_in_a_real_brain(public_series):
     assert found == ["i", "j", "k"]
 
 
+def test_a_volume_that_shows_nothing_hides_no_wrong_axis(public_series):
+    """Its darkness looked like fast diffusion along its direction, in all voxels."""
+    dwi = public_series("ds000114_trunc")
+    signal, dark = np.array(dwi.signal, float), dwi.gradients.dwis[3]
+    signal[..., dark] = 0.05 * np.random.default_rng(0).random(dwi.shape[:3]) * signal.mean()
+    dwi = replace(dwi, signal=signal)
+    assert likelier_axes(dwi) is None
+    found = [likelier_axes(misread(dwi, mirror=axis)).mirrored_axis for axis in range(3)]
+    assert found == ["i", "j", "k"]
+
+
 @pytest.mark.parametrize(
     ("order", "mirror", "rows"),
     [((1, 0, 2), None, "2, 1, 3"), ((2, 1, 0), 0, "3, 2, -1"), ((1, 2, 0), None, "3, 1, 2")],

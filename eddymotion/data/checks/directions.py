@@ -14,6 +14,8 @@ from itertools import permutations, product
 
 import numpy as np
 
+from eddymotion.data.checks.appearance import Appearance
+from eddymotion.data.checks.labels import Labels
 from eddymotion.data.gradients import to_fsl
 from eddymotion.data.series import DWI
 from eddymotion.images.axes import image_axes
@@ -128,14 +130,28 @@ def likelier_axes(dwi: DWI) -> AxesReading | None:
 
 
 def _of_one_tensor(dwi: DWI) -> np.ndarray:
-    """Choose b=0 and low shells, or twice as high ones; none where directions are few."""
-    bvals = dwi.gradients.bvals
+    """Choose b=0 and low shells, or twice as high ones; none where directions are few.
+
+    Volumes that are far brighter or darker than others of their b-value are left out: the tensors
+    of all voxels would take that for diffusion along their direction.
+    """
+    bvals, usual = dwi.gradients.bvals, _usual(dwi)
     for highest in (HIGHEST, 2 * HIGHEST):
-        weighted = (bvals >= LOWEST) & (bvals <= highest)
+        weighted = usual & (bvals >= LOWEST) & (bvals <= highest)
         directed = weighted & (np.linalg.norm(dwi.gradients.bvecs, axis=1) > 0.5)
         if directed.sum() >= LEAST_DIRECTIONS and len(dwi.gradients.b0s):
-            return np.flatnonzero(directed | dwi.gradients.is_b0)
+            return np.flatnonzero(directed | (usual & dwi.gradients.is_b0))
     return np.zeros(0, int)
+
+
+def _usual(dwi: DWI) -> np.ndarray:
+    """Whether each volume is about as bright as others of its b-value, (N,) bool."""
+    appearance, gradients = Appearance.of(dwi), dwi.gradients
+    if appearance is None:
+        return np.ones(len(dwi), bool)
+    threshold, shelled = gradients.b0_threshold, gradients.is_shelled
+    alike = Labels.of(appearance, gradients.bvals, threshold, shelled=shelled).cores
+    return np.isin(np.arange(len(dwi)), np.concatenate(alike))
 
 
 def _fibres(dwi: DWI, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
