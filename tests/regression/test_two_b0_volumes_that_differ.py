@@ -48,6 +48,16 @@ def test_noise(weighted, which):
     assert f"volume {volume} is the doubtful one" in text
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_nearly_empty(weighted, which):
+    """Both were doubtful, and all others were said to be brighter than b=0."""
+    volume = weighted.gradients.b0s[which]
+    found = find_issues(changed(weighted, volume, np.random.default_rng(1).random(weighted.shape)))
+    (text,) = (one.text for one in found if one.kind == "b0")
+    assert f"volume {volume} is the doubtful one" in text
+    assert "tables" not in [one.kind for one in found]
+
+
 def test_both_where_nothing_tells(weighted):
     first, second = weighted.gradients.b0s
     signal = np.array(weighted.signal)

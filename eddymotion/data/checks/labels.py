@@ -118,8 +118,8 @@ class Labels:
         """Find whole levels that are brighter than one of a lower b-value."""
         if not self.shelled:
             return []
-        levels = [level for level in self.levels if len(level)]
-        brightness = [np.median(self.appearance.brightness[level]) for level in levels]
+        there = [number for number, level in enumerate(self.levels) if len(level)]
+        levels, brightness = [self.levels[k] for k in there], self._brightness[there]
         found = []
         for lower, higher in pairwise(range(len(levels))):
             if brightness[higher] > brightness[lower] + GAP:

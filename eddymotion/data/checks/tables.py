@@ -115,20 +115,25 @@ def compare_b0s(dwi: DWI) -> str | None:
         return None
     weighted = np.arange(2, 2 + len(lowest))
     text = f"the two b=0 volumes ({listed(b0s)}) differ"
-    if appearance.patterns[0] @ appearance.patterns[1] < ALIKE:
+    factor = np.exp(abs(appearance.brightness[0] - appearance.brightness[1]))
+    apart = f" in brightness by a factor of {factor:.1f}"
+    dark = appearance.brightness[:2] < np.median(appearance.brightness[weighted]) - GAP
+    gains_vary = _gains_vary(appearance.brightness[weighted], dwi.gradients.bvals[lowest])
+    if dark.sum() == 1 and not gains_vary:  # one that is nearly empty
+        text, wrong, known = text + apart, int(np.argmax(dark)), True
+    elif appearance.patterns[0] @ appearance.patterns[1] < ALIKE:
         similarity = [abs(appearance.similarity(volume, weighted)) for volume in (0, 1)]
         wrong = int(np.argmin(similarity))
         known = similarity[1 - wrong] > similarity[wrong] + UNLIKE
         text += " in what they show"
-    elif _gains_vary(appearance.brightness[weighted], dwi.gradients.bvals[lowest]):
+    elif gains_vary:
         return None  # the b=0 volumes differ as all others do
-    elif abs(appearance.brightness[0] - appearance.brightness[1]) > GAP:
+    elif np.log(factor) > GAP:
         decays = appearance.brightness[:2] - np.median(appearance.brightness[weighted])
         diffusivities = decays / np.median(dwi.gradients.bvals[lowest])
         usual = (diffusivities > USUAL[0]) & (diffusivities < USUAL[1])
         wrong, known = int(np.argmin(usual)), usual.sum() == 1
-        factor = np.exp(abs(appearance.brightness[0] - appearance.brightness[1]))
-        text += f" in brightness by a factor of {factor:.1f}"
+        text += apart
     else:
         return None
     which = f"volume {b0s[wrong]} is the doubtful one" if known else "both are doubtful"
