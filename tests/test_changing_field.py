@@ -9,18 +9,22 @@ import pytest
 
 import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
+from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields.following import (
     NEGLECTED_PART,
     NEGLECTED_SHIFT,
+    OF_TILTED,
     PoseResponse,
     covariances_by_ambiguity,
     covariances_by_neglect,
+    covariances_by_tilt,
     follow_poses,
     pose_regressors,
     with_offsets_of_poses,
 )
 from eddymotion.estimation.fields.offsets import with_offsets
 from eddymotion.estimation.fields.prior import NO_PRIOR, FieldPrior
+from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.joint.first_levels import with_cubic_fields
 from eddymotion.estimation.joint.known_fields import KnownFields
 from eddymotion.mapping.eddy_currents import EddyCurrents
@@ -173,6 +177,79 @@ def test_fields_that_may_follow_a_head_that_moved_little_widen_the_errors(matric
     assert np.sqrt(along @ more[3] @ along) == pytest.approx(
         NEGLECTED_PART * np.linalg.norm(moved[3])
     )
+
+
+@pytest.fixture(scope="module")
+def twelve(matrices, response):
+    """Fields of a series of one b=0 and twelve directions, which follow its head, and noise."""
+    some = np.r_[SCHEME.b0s[0], SCHEME.dwis[:12]]
+    poses = pose_regressors(matrices[some], CENTER, 0)
+    noise = np.random.default_rng(7).normal(scale=0.1, size=(13, 9))
+    return SCHEME.select(some), matrices[some], noise, poses[:, 3:] @ response[3:]
+
+
+def looked_at(twelve, coefficients):
+    """What is known of fields once they were weighed; they are kept in no case."""
+    gradients, poses, noise, _ = twelve
+    mask = np.zeros((8, 9, 7), bool)
+    mask[1:-1, 1:-1, 1:-1] = True
+    affine = np.diag([20.0, 20.0, 20.0, 1.0])
+    affine[:3, 3] = CENTER - 20 * (np.array(mask.shape) - 1) / 2
+    known = KnownFields(SimpleNamespace(gradients=gradients, brain_center=CENTER, mask=mask,
+                                        affine=affine))  # fmt: skip
+    eddy = EddyCurrents(noise + coefficients, np.array([0.0, -1.0, 0.0]), CENTER)
+    group = SimpleNamespace(volumes=gradients.dwis)
+    motion = Motion(poses, eddy_currents=eddy)
+    assert known._poses_followed(motion, group, known=False) is None
+    return known, motion, group
+
+
+def test_fields_of_few_volumes_show_how_they_change_with_the_tilt(twelve):
+    """Six numbers are left by gradients and tilts of twelve volumes, and that is enough."""
+    known, motion, _ = looked_at(twelve, twelve[3])
+    tilts = known.poses(motion)[1:, 3:]
+    points, away = known._brain, np.linalg.norm(tilts - tilts.mean(axis=0), axis=1) / 50
+    displaced = motion.eddy_currents.terms(points) @ (twelve[3][1:] - twelve[3][1:].mean(axis=0)).T
+    true = np.sqrt(displaced.var(axis=0).mean() / np.mean(away**2))
+    np.testing.assert_allclose(known.a_radian, [0, true, 0], rtol=0.15)
+
+
+def test_what_does_not_follow_the_tilt_is_no_changing_field(twelve):
+    """Noise is not, nor a field that only turns with the head: neither changes any error."""
+    for fields in (0.0, 0.05 * twelve[3] - 0.95 * twelve[2]):
+        assert looked_at(twelve, fields)[0].a_radian is None
+    known, motion, group = looked_at(twelve, twelve[3])
+    still = replace(motion.eddy_currents, coefficients=twelve[2])
+    known._look_at_tilts(replace(motion, eddy_currents=still), group)
+    assert known.a_radian is None, "fields that were looked at before"
+
+
+def test_a_field_that_changes_with_the_tilt_widens_the_errors_of_tilted_volumes():
+    """Along the phase encoding and of turns about the axes across it, in the frame of the b=0."""
+    angles = np.array([[0, 0, 0], [0, 0, 0.2], [0.03, 0, 0], [0.0, 0.06, 0]])
+    poses = rigid_matrix(np.zeros((4, 3)), angles, CENTER)
+    found = covariances_by_tilt(poses, np.array([0.0, 20.0, 0.0]))
+    assert not found[:2].any()
+    expected = 0.6 * np.array([0, OF_TILTED[0], 0, *np.array([1, 0, 1]) * OF_TILTED[1] / 50])
+    np.testing.assert_allclose(found[2], np.diag(expected**2), rtol=1e-3)
+    np.testing.assert_allclose(found[3], 4 * np.diag(expected**2), rtol=2e-3)
+
+
+def test_such_errors_count_in_the_frame_of_the_first_b0(tiny):
+    """From its tilt to that of each volume, b=0 or not."""
+    n, first = len(tiny), tiny.reference
+    angles = np.zeros((n, 3))
+    angles[:, 0] = 0.01 * np.arange(n)
+    estimate = Estimate(
+        Motion(rigid_matrix(np.zeros((n, 3)), angles, tiny.brain_center)), np.zeros((n, 6, 6))
+    )
+    known = replace(estimate, a_radian=np.array([0.0, 20.0, 0.0]))
+    before, after = (
+        unite_frames(tiny, one, align_shells=False).standard_errors for one in (estimate, known)
+    )
+    assert not before.any()
+    away = np.abs(np.arange(n) - first)
+    np.testing.assert_allclose(after[:, 1], 0.2 * OF_TILTED[0] * away, rtol=0.02, atol=1e-9)
 
 
 class Solved:

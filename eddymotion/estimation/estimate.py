@@ -49,6 +49,9 @@ class Estimate:
         :func:`~eddymotion.estimation.frames.gradient_pulls.remove_gradient_pulls`.
     removed : (N, 6) array, optional
         Twists (mm, rad) after the poses that were removed from them there.
+    a_radian : (3,) array, optional
+        By how much an off-resonance field seems to change with the tilt of the head: mm a radian,
+        along the phase encoding.
     """
 
     motion: Motion
@@ -60,6 +63,7 @@ class Estimate:
     within: np.ndarray | None = None
     common_motion: np.ndarray | None = None
     removed: np.ndarray | None = None
+    a_radian: np.ndarray | None = None
 
     def common_motion_of(self, group: np.ndarray) -> np.ndarray | None:
         """Covariance (6, 6) of the motion that a group shares; None if there is none."""

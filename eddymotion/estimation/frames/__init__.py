@@ -31,6 +31,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.undetermined import free_directions
 from eddymotion.estimation.estimate import Estimate
+from eddymotion.estimation.fields.following import covariances_by_tilt
 from eddymotion.estimation.fields.offsets import with_offsets
 from eddymotion.estimation.frames.errors import (
     covariances_of_few,
@@ -93,6 +94,8 @@ def unite_frames(
         return united
     common = frame.covariances + estimate.covariances[dwi.reference]
     common += covariances_of_few(united, groups, dwi)
+    if estimate.a_radian is not None:
+        common += covariances_by_tilt(united.head, estimate.a_radian)
     covariances = estimate.covariances + common
     covariances[dwi.reference] = 0.0
     within = None if estimate.within is None else estimate.within + common[:, None]

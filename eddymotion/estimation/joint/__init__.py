@@ -307,6 +307,7 @@ class JointSteps:
             scatter,
             common_motion=self.common_motion,
             removed=self.removed,
+            a_radian=self.solver.fields.a_radian,
         )
 
 

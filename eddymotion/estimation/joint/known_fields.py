@@ -16,6 +16,7 @@ from eddymotion.estimation.fields.following import (
     PoseResponse,
     covariances_by_ambiguity,
     covariances_by_neglect,
+    displaced_a_radian,
     follow_poses,
     pose_regressors,
     usual_poses,
@@ -50,11 +51,15 @@ class KnownFields:
     prior : FieldPrior
     suspected : EddyCurrents and PoseResponse, optional
         Fields that seem to follow a head which moved too little to be sure.
+    a_radian : (3,) array, optional
+        By how much fields of few volumes seem to change with the tilt of the head, mm along the
+        phase encoding.
     """
 
     dwi: DWI
     prior: FieldPrior = NO_PRIOR
     suspected: tuple[EddyCurrents, PoseResponse] | None = None
+    a_radian: np.ndarray | None = None
 
     def unknowns(
         self, group: VolumeGroup, motion: Motion, design: np.ndarray | None = None
@@ -153,6 +158,7 @@ class KnownFields:
         """Return the poses of all volumes (N, 5) if the fields follow them, or are known to."""
         found = self.response(motion, group)
         if found is None:
+            self._look_at_tilts(motion, group)
             return None
         log.info("off-resonance: %s", found)
         if known or found.is_there:
@@ -160,6 +166,18 @@ class KnownFields:
         if found.is_suspected and motion.eddy_currents is not None:
             self.suspected = motion.eddy_currents, found
         return None
+
+    def _look_at_tilts(self, motion: Motion, group: VolumeGroup) -> None:
+        """Measure how fields of too few volumes for more follow pitch and roll alone."""
+        eddy, volumes, self.a_radian = motion.eddy_currents, group.volumes, None
+        if eddy is None or not len(self.dwi.gradients.b0s):
+            return
+        tilts = self.poses(motion)[volumes, 3:]
+        found = follow_poses(eddy.coefficients[volumes], self.dwi.gradients.select(volumes), tilts)
+        if found is not None and found.is_likely:
+            log.info("off-resonance, tilts alone: %s", found)
+            a_radian = displaced_a_radian(eddy, tilts, found.response, self._brain)
+            self.a_radian = a_radian * np.abs(eddy.pe)
 
     def _with_response_of_others(self, eddy: EddyCurrents, group: VolumeGroup) -> EddyCurrents:
         """Give all volumes outside the group the fields that their poses ask for."""
