@@ -51,7 +51,7 @@ which does not lead along the phase encoding."""
 
 LIKELY, LIKELY_FOLLOWED = 0.03, 0.25
 """Probability below which, and part of the motion above which fields follow the tilts of few
-volumes, as far as errors are concerned. With 12 directions they were at most .02 and at least .36
+volumes, as far as errors are concerned. With 12 directions they were at most .02 and at least .31
 in 15 simulated heads whose fields change; at least .04 and at most .2 in 24 others."""
 
 OF_TILTED = 0.7, 0.35
