@@ -33,7 +33,7 @@ def at_rest(still):
 def farthest_mm(dwi, problem):
     """How far slices would take each volume, mm."""
     solution = Solution(problem, Motion.identity(len(problem.splines)))
-    mean, apart = solution.contradictions(dwi, solution.pulls_of_slices(dwi)[1])
+    mean, apart = solution.contradictions(dwi, solution.pulls_of_slices(dwi, unshaded=True)[1])
     variances = np.einsum("nkk->nk", apart) + mean**2
     return np.sqrt(variances @ np.square([1, 1, 1, 50, 50, 50]))
 

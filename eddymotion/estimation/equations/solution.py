@@ -240,16 +240,18 @@ class Solution:
         gram.add(columns)
         return gram.whole()
 
-    def pulls_of_slices(self, dwi: DWI) -> np.ndarray:
+    def pulls_of_slices(self, dwi: DWI, *, unshaded: bool = False) -> np.ndarray:
         """Sum the pulls of the points of each slice on each pose, (2, N, 6, Z).
 
-        With the weights of the points; and with all usable points alike, without what another
-        brightness of each slice explains. NaN if too few points are left.
+        With the weights of the points, and with all usable points alike. NaN if too few points are
+        left.
 
         Parameters
         ----------
         dwi : DWI
             The series that the volumes belong to, for the place of its slices.
+        unshaded : bool
+            Whether the second are without what another brightness of each slice explains.
         """
         problem, found, n = self.problem, self.found, len(self.motion)
         pulls = np.zeros((2, dwi.n_slices, n, 6))
@@ -264,7 +266,9 @@ class Solution:
             return slices.astype(np.int16)
 
         slices = np.stack(parallel_map(slices_of, range(n), n_threads=problem.n_threads))
-        residuals = found.values, self._without_shading(slices)
+        residuals = [found.values, found.values]
+        if unshaded:
+            residuals[1] = self._without_shading(slices, height)
 
         def sums(chunk: slice) -> list[np.ndarray]:
             points, slopes = problem.points[chunk] - problem.center, problem.slopes(found, chunk)
@@ -277,20 +281,26 @@ class Solution:
                 whole[: len(one)] += one
         return pulls.transpose(0, 2, 3, 1)
 
-    def _without_shading(self, slices: np.ndarray) -> np.ndarray:
+    def _without_shading(self, slices: np.ndarray, height: np.ndarray) -> np.ndarray:
         """Take what another brightness of each slice explains out of the residuals, (N, V).
 
-        The brightness is a quadratic function of the place. Coils stay with the scanner while the
-        head turns, and two b=0 volumes may differ in gain: neither is motion within a volume.
+        The brightness is a quadratic function of the place in the slice. Coils stay with the
+        scanner while the head turns, and two b=0 volumes may differ in gain: neither is motion
+        within a volume.
 
         Parameters
         ----------
         slices : (N, V) int array
             In which slice of each volume the points were recorded.
+        height : (4,) array
+            What takes a point of a volume, RAS+ mm and 1, to its slice.
         """
-        found, points = self.found, self.problem.points - self.problem.center
+        found = self.found
         assert found is not None
-        linear = np.column_stack([np.ones(len(points)), points / points.std()])
+        plane = (self.problem.points - self.problem.center) @ scipy.linalg.null_space(
+            height[None, :3]
+        )
+        linear = np.column_stack([np.ones(len(plane)), plane / plane.std()])
         first, second = np.triu_indices(linear.shape[1])
         shades = (linear[:, first] * linear[:, second]).astype(np.float32)
 

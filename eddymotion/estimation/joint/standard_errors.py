@@ -202,16 +202,20 @@ def _of_group(
 ) -> PoseErrors:
     """Find the errors of the poses of a group; `by_misfit` (n, 6, 6) is of its volumes."""
     give_back_memory()  # of the group before, too
-    weighted, alike = solution.pulls_of_slices(solver.dwi)
-    apart = solution.scatter_of_periods(solver.dwi, weighted)
     by_noise = solution.covariances()
-    square, scattered, moved = _contradicted(solver, solution, alike, by_noise + by_misfit)
-    usual = moved if moved.all() else ~moved
-    recovered = solution.recovered_by(usual)
-    expected = by_misfit + by_noise / recovered**2
-    against = within = square / recovered**2 + scattered
     scale, voxel = solver.bands.scale, solver.bands.voxel
-    if len(moved) >= ENOUGH_FOR_MEDIAN and are_contradicted(against, expected, scale, voxel).any():
+    for unshaded in (False, True):  # the brightness of slices counts where they contradict a pose
+        weighted, alike = solution.pulls_of_slices(solver.dwi, unshaded=unshaded)
+        square, scattered, moved = _contradicted(solver, solution, alike, by_noise + by_misfit)
+        usual = moved if moved.all() else ~moved
+        recovered = solution.recovered_by(usual)
+        expected = by_misfit + by_noise / recovered**2
+        against = within = square / recovered**2 + scattered
+        contradicted = are_contradicted(against, expected, scale, voxel).any()
+        if not (contradicted or moved.any()):
+            break
+    apart = solution.scatter_of_periods(solver.dwi, weighted)
+    if len(moved) >= ENOUGH_FOR_MEDIAN and contradicted:
         similar = similar_volumes(solution.problem.gradients.bvals)
         mean, scattered = solution.contradictions(solver.dwi, alike, similar)
         within = mean[:, :, None] * mean[:, None] / recovered**2 + scattered
