@@ -192,9 +192,15 @@ def forms_shells(gradients: Gradients) -> bool:
     )
 
 
-def reference_volumes(gradients: Gradients) -> np.ndarray:
-    """Return the b=0 volumes, or without any those of the lowest shell: what means are made of."""
-    return gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+def reference_volumes(gradients: Gradients, unplaced: np.ndarray | None = None) -> np.ndarray:
+    """Return the b=0 volumes, or without any those of the lowest shell: what means are made of.
+
+    Those that could not be placed, (N,) bool, are left out if there are others.
+    """
+    volumes = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+    if unplaced is None or unplaced[volumes].all():
+        return volumes
+    return volumes[~unplaced[volumes]]
 
 
 def comparable_groups(gradients: Gradients) -> tuple[np.ndarray, ...]:

@@ -125,7 +125,7 @@ def write_outputs(
     progress : callable
         Shows the progress of other outputs that take long.
     """
-    write_corrected(corrected, outputs, volumes)
+    write_corrected(corrected, motion, outputs, volumes)
     write_json(outputs["mask_sidecar"], {"Type": "Brain"})
     domain = original or corrected
     write_transforms(motion, outputs, outputs["motion"], domain)
@@ -143,11 +143,14 @@ def write_outputs(
 
 
 def write_corrected(
-    corrected: Series, outputs: Outputs, volumes: Iterable[np.ndarray] | None
+    corrected: Series,
+    motion: Motion,
+    outputs: Outputs,
+    volumes: Iterable[np.ndarray] | None,
 ) -> None:
     """Write the images and the gradient table; `volumes` as in :func:`write_outputs`."""
     affine = corrected.affine
-    reference = MeanB0(corrected.gradients)
+    reference = MeanB0(corrected.gradients, motion.unplaced)
     passing = reference.watching(corrected.volumes() if volumes is None else volumes)
     write_series(outputs["dwi"], corrected, passing)
     write_gradient_table(outputs["bval"], outputs["bvec"], corrected.gradients, affine)

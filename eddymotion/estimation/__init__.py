@@ -13,6 +13,7 @@ import numpy as np
 
 from eddymotion.data.acquisition import Slicing
 from eddymotion.data.checks import find_issues
+from eddymotion.data.checks.b0_volumes import with_equal_b0s
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, check_kind, renamed
 from eddymotion.estimation.estimate import with_larger_errors
@@ -123,6 +124,8 @@ def estimate_motion(
 
 def _estimate(dwi: DWI, estimator: Estimator, compute: Compute, *, align_shells: bool) -> Motion:
     """Find poses within groups, join the groups, and follow the head within volumes."""
+    if isinstance(estimator, Joint):  # squares of differences, which a gain would fill
+        dwi = with_equal_b0s(dwi)
     estimate = estimator.estimate(dwi, compute)
     motion = unite_frames(dwi, estimate, align_shells=align_shells, compute=compute)
     followed = estimator.follow(dwi, estimate, motion, compute)

@@ -208,6 +208,8 @@ def _at_neighbours(
         Those that have nothing to lose.
     """
     weak = np.isin(np.arange(len(dwi)), unsupported(quality, dwi.gradients))
+    if motion.unplaced is not None:
+        weak &= ~motion.unplaced
     far, poses = np.zeros(len(dwi), bool), motion.matrices.copy()
     limits = np.full(len(dwi), FAR_MM)
     for shell in dwi.gradients.shells:

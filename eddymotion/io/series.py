@@ -303,10 +303,10 @@ def mean_b0(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
 
 
 class MeanB0:
-    """The average of the b=0 volumes (or of the lowest shell if there are none), one by one."""
+    """The average of :func:`~eddymotion.data.gradients.reference_volumes`, one by one."""
 
-    def __init__(self, gradients: Gradients) -> None:
-        self.averaged = reference_volumes(gradients)
+    def __init__(self, gradients: Gradients, unplaced: np.ndarray | None = None) -> None:
+        self.averaged = reference_volumes(gradients, unplaced)
         self._total: np.ndarray | float = 0.0
 
     def add(self, index: int, volume: np.ndarray) -> None:

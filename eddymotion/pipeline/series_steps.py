@@ -138,7 +138,8 @@ def apply(
     prepared = prepare(dwi, settings, progress)
     write_noise(prepared, settings, outputs)
     corrected = corrected_series(prepared.dwi, motion, settings, target, space, quality, progress)
-    write_corrected(corrected, outputs, progress(corrected.volumes(), "resampling", len(dwi)))
+    volumes = progress(corrected.volumes(), "resampling", len(dwi))
+    write_corrected(corrected, motion, outputs, volumes)
     return _paths(outputs, "dwi", "bval", "bvec", "dwiref", "mask")
 
 

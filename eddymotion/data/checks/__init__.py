@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from eddymotion.data.checks.b0_volumes import empty_b0s
 from eddymotion.data.checks.directions import AxesReading, likelier_axes
 from eddymotion.data.checks.fat import LEAST_TOLD, fat_over_brain, find_fat
 from eddymotion.data.checks.noise import is_denoised
@@ -24,7 +25,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.images.masking import mask_issue
 from eddymotion.machine.frozen import once_per_value
 from eddymotion.machine.parallel import parallel_map
-from eddymotion.wording import listed
+from eddymotion.wording import listed, named_volumes
 
 __all__ = ["DataIssue", "find_issues", "refuse_wrong_tables"]
 
@@ -106,6 +107,8 @@ def _of_tables(dwi: DWI) -> list[DataIssue]:
 
 def _of_b0s(dwi: DWI) -> list[DataIssue]:
     text = compare_b0s(dwi)
+    if text is None and len(empty := empty_b0s(dwi)):
+        text = f"no head in {named_volumes(empty)}, labelled b=0: left out; check the series"
     return [] if text is None else [DataIssue("b0", text)]
 
 

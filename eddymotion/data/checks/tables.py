@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eddymotion.data.checks.appearance import Appearance, levels_anywhere
+from eddymotion.data.checks.b0_volumes import ALIKE, SAME_LEVELS, lowest_weighted
 from eddymotion.data.checks.contradiction import Contradiction
 from eddymotion.data.checks.labels import GAP, Labels, Mislabelled, levels_of
 from eddymotion.data.checks.scales import scaled_bvals
@@ -29,17 +30,9 @@ from eddymotion.wording import listed
 USUAL = (0.3e-3, 1.6e-3)
 """Range of the diffusivity in a brain at low b-values, mm²/s."""
 
-WEIGHTED = 12
-"""Volumes of the lowest b-values by which two b=0 volumes are judged."""
-
-ALIKE, UNLIKE = 0.15, 0.2
-"""Patterns of two b=0 volumes correlate at least by the first, with noise and motion. The one
-whose correlation with the diffusion-weighted volumes, of either sign, is smaller by the second is
-wrong."""
-
-SAME_LEVELS = 0.07
-"""Levels of the signal (logarithm) against each other: of two b=0 volumes of a head that moved
-they differ by 0.03 at most, to diffusion-weighted ones or noise by 0.13 or more."""
+UNLIKE = 0.2
+"""Of two b=0 volumes the one whose correlation with the diffusion-weighted volumes, of either
+sign, is smaller by this is wrong."""
 
 
 @once_per_value
@@ -106,10 +99,10 @@ def compare_b0s(dwi: DWI) -> str | None:
     The diffusion-weighted volumes show it: with the right b=0 volume the diffusivity of the brain
     is a usual one, and fluid, which is bright at b=0, is dark in them. Noise is unrelated to them.
     """
-    b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
+    b0s = dwi.gradients.b0s
     if len(b0s) != 2:
         return None
-    lowest = dwis[np.argsort(dwi.gradients.bvals[dwis], kind="stable")][:WEIGHTED]
+    lowest = lowest_weighted(dwi)
     appearance = Appearance.of(dwi.select(np.concatenate([b0s, lowest])))
     if appearance is None or _moved_apart(dwi, b0s):
         return None

@@ -30,7 +30,7 @@ import numpy as np
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.undetermined import free_directions
-from eddymotion.estimation.estimate import Estimate
+from eddymotion.estimation.estimate import Estimate, nearest_in_time
 from eddymotion.estimation.fields.following import covariances_by_tilt
 from eddymotion.estimation.fields.offsets import with_offsets
 from eddymotion.estimation.frames.errors import (
@@ -219,10 +219,10 @@ def _unite_placed(dwi: DWI, estimate: Estimate, align_shells: bool, compute: Com
     motion = replace(
         found, **poses, eddy_currents=eddy, trajectory=course, unplaced=estimate.unplaced
     )
-    united = with_neighbours_poses(motion).relative_to(dwi.reference)
-    if estimate.unplaced[dwi.reference]:  # at the pose of a neighbour, whose errors are known
-        united = replace(united, standard_errors=poses.get("standard_errors"))
-    return united
+    reference = np.array([dwi.reference])
+    if estimate.unplaced[dwi.reference]:  # it gets this pose, whose errors are known
+        reference = nearest_in_time(reference, placed)
+    return with_neighbours_poses(motion).relative_to(int(reference[0]), dwi.center)
 
 
 def _of_all(value: object, placed: np.ndarray, n: int, **others: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eddymotion.data.checks.b0_volumes import empty_b0s
 from eddymotion.data.series import DWI
 from eddymotion.images.pyramid import Level, head_scale
 from eddymotion.machine.parallel import parallel_map
@@ -164,7 +165,7 @@ def _registered(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Register the b=0 volume to volumes: matrices (n, 4, 4) and costs (n,)."""
     engine = GaussNewton(levels, tolerance=TOLERANCE, symmetric=False)
-    fixed = dwi.volume(dwi.reference)
+    fixed = dwi.volume(np.setdiff1d(dwi.gradients.b0s, empty_b0s(dwi))[0])
 
     def one(item: int) -> tuple[np.ndarray, float]:
         found = engine.register(

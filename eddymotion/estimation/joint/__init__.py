@@ -34,6 +34,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from eddymotion.data.checks.b0_volumes import empty_b0s
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.undetermined import (
@@ -134,7 +135,7 @@ class JointSteps:
     removed : (N, 6) array or None
         Twists after the poses that were removed from them, as they follow the direction.
     moved, unplaced : index arrays
-        Volumes that were retried and are elsewhere now; those of them that fit nowhere.
+        Volumes that were retried and are elsewhere now; volumes that fit nowhere, or show no head.
     """
 
     solver: JointSolver
@@ -146,16 +147,18 @@ class JointSteps:
     common_motion: np.ndarray | None = field(default=None, init=False)
     removed: np.ndarray | None = field(default=None, init=False)
     moved: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
-    unplaced: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
+    unplaced: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.dwi, self.compute = self.solver.dwi, self.solver.compute
-        self.search = OutlierSearch(self.solver)
+        self.search, self.unplaced = OutlierSearch(self.solver), empty_b0s(self.dwi)
         self.motion = Motion.identity(len(self.dwi))
         self._tie(tied_volumes(self.dwi.gradients, self.model))
 
     def _tie(self, frames: list[np.ndarray]) -> None:
-        self.frames, self.groups = frames, VolumeGroup.all_of(self.dwi, self.model, frames)
+        self.frames = frames
+        groups = VolumeGroup.all_of(self.dwi, self.model, frames)
+        self.groups = groups_without(groups, self.unplaced)
 
     def solve_first_levels(self) -> None:
         """Solve from rest up to the first fine level, fields included."""
@@ -195,6 +198,8 @@ class JointSteps:
         """Compare the volumes with their predictions, frames joined by the course of the head."""
         give_back_memory()
         self.motion = joined_in_time(self.motion, self.frames, self.dwi.brain_center)
+        if len(self.unplaced):
+            self.motion = replace(self.motion, unplaced=self._are_unplaced)
         self.judged = assess(
             self.dwi,
             self.motion,
@@ -213,10 +218,11 @@ class JointSteps:
         retried = retry_outlier_volumes(
             self.dwi, self.motion, self.judged, seed=seed, n_threads=n_threads
         )
+        self.motion = replace(self.motion, unplaced=None)
         if retried is None:
             return
         self.motion, self.judged = retried.motion, retried.quality
-        self.unplaced = retried.unplaced
+        self.unplaced = np.union1d(self.unplaced, retried.unplaced)
         self.moved = np.union1d(retried.recovered, retried.unplaced)
         again = [group for group in self.groups if group.can_recover(self.moved)]
         again = groups_without(again, self.unplaced)
@@ -286,9 +292,14 @@ class JointSteps:
         more = more + disagreement.covariances(len(self.dwi))
         return replace(errors, covariances=errors.covariances + more)
 
+    @property
+    def _are_unplaced(self) -> np.ndarray:
+        """Whether each volume fits nowhere, (N,) bool."""
+        return np.isin(np.arange(len(self.dwi)), self.unplaced)
+
     def estimate(self, errors: PoseErrors) -> Estimate:
         """Put together what was found; volumes that nothing predicts get a neighbour's pose."""
-        unplaced = np.isin(np.arange(len(self.dwi)), self.unplaced)
+        unplaced = self._are_unplaced
         known = self.known & ~unplaced
         scatter = errors.period_scatter(self.judged.outliers.flagged)
         held = self.solver.undetermined

@@ -27,6 +27,7 @@ from dataclasses import replace
 import numpy as np
 from nibabel.affines import apply_affine
 
+from eddymotion.data.checks.b0_volumes import empty_b0s
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
@@ -162,7 +163,7 @@ def conclude(
     seed, n_threads = compute.seed, compute.n_threads
     judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)
     retried = retry_outlier_volumes(dwi, motion, judged, seed=seed, n_threads=n_threads)
-    unplaced = np.zeros(len(dwi), bool)
+    unplaced = np.isin(np.arange(len(dwi)), empty_b0s(dwi))
     if retried is not None:
         motion, unplaced[retried.unplaced] = retried.motion, True
     placed = known & ~unplaced

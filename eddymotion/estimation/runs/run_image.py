@@ -72,7 +72,7 @@ class RunImage:
             run.acquisition.common_readout_time,
             motion.head[[0, -1]],
             _end_errors(motion),
-            motion.matrices[_averaged(run)],
+            motion.matrices[_averaged(run, motion)],
             bool(len(run.gradients.b0s)),
             ShownDiffusion.of(run, motion, n_threads),
             run.source.name if run.source else "",
@@ -103,15 +103,15 @@ def mean_b0(run: DWI, motion: Motion, n_threads: int = 1) -> Image:
     def read(volume: int) -> np.ndarray:
         return motion.mapping(volume).rebuild(run.volume(volume), points)
 
-    read_all = np.stack(parallel_map(read, _averaged(run).tolist(), n_threads=n_threads))
+    read_all = np.stack(parallel_map(read, _averaged(run, motion).tolist(), n_threads=n_threads))
     known = np.isfinite(read_all)
     mean = np.where(known, read_all, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     return Image(mean.reshape(run.shape).astype(np.float32), run.affine)
 
 
-def _averaged(run: DWI) -> np.ndarray:
+def _averaged(run: DWI, motion: Motion) -> np.ndarray:
     """Choose the volumes of the reference, at most a few."""
-    return reference_volumes(run.gradients)[:VOLUMES_FOR_REFERENCE]
+    return reference_volumes(run.gradients, motion.unplaced)[:VOLUMES_FOR_REFERENCE]
 
 
 def _end_errors(motion: Motion) -> np.ndarray:

@@ -75,7 +75,7 @@ def reference_image(dwi: DWI, motion: Motion, contrast: str = "dwiref") -> Image
     """
     if contrast == "fa":
         return _fa_image(dwi, motion)
-    volumes = reference_volumes(dwi.gradients)
+    volumes = reference_volumes(dwi.gradients, motion.unplaced)
     points = grid_points(dwi.shape, dwi.affine)
     total = np.zeros(len(points))
     for volume in volumes:
