@@ -8,7 +8,7 @@ import pytest
 
 from eddymotion.data.checks import find_issues
 from eddymotion.data.checks.appearance import Appearance
-from eddymotion.data.checks.tables import ALIKE
+from eddymotion.data.checks.b0_volumes import ALIKE
 from eddymotion.data.gradients import Gradients
 from eddymotion.images.grid import Grid
 from eddymotion.simulation import acquire, procedural_head, shelled_scheme
@@ -88,6 +88,10 @@ def test_a_head_elsewhere_is_no_other_volume(seed):
     noise = np.random.default_rng(1).rayleigh(400, moved.shape)
     assert b0_issues(changed(moved, volume, noise))
     assert b0_issues(changed(moved, volume, moved.signal[..., scheme.dwis[0]]))
+    coil = np.exp(0.3 * np.linspace(-1, 1, moved.shape[1]))[:, None]
+    shaded = changed(moved, volume, coil * moved.signal[..., volume])
+    assert Appearance.of(shaded.select(scheme.b0s)).patterns.prod(axis=0).sum() < ALIKE
+    assert not b0_issues(shaded)  # as coils shade a head that turned
 
 
 def test_where_all_volumes_have_gains_of_their_own_none_is_doubtful(moving):
