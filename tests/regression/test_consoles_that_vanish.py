@@ -22,7 +22,7 @@ def body():
         for _ in range(1000):
             logging.getLogger("eddymotion").info("0.5 → 0.6 of \\udcff")
             print("90° → 91°")
-        console.progress_for_console()
+        console.progress_for_console(0)
     Path(sys.argv[1], "done").touch()
 
 sys.exit(console.run("program", body))
