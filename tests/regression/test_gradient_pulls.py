@@ -7,6 +7,7 @@ On a head fitted to a real series 0.95 of the error within the shell was of this
 import numpy as np
 import pytest
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.frames.gradient_pulls import (
     COMMON,
     find_pulls,
@@ -55,8 +56,8 @@ def solved(step_mm, pulled, seed=3):
     motion = Motion(truth @ exp_rigid(away / IN_MM, CENTER))
     covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
     about = [SCHEME.dwis], CENTER, IN_MM
-    after, _, removed = remove_gradient_pulls(motion, covariances, SCHEME, *about)
-    back = after.matrices @ exp_rigid(removed, CENTER)
+    found = remove_gradient_pulls(motion, covariances, SCHEME, *about)
+    after, back = found.motion, found.motion.matrices @ exp_rigid(found.removed, CENTER)
     np.testing.assert_allclose(back, motion.matrices, atol=1e-9)
     return errors(motion, truth), errors(after, truth)
 
@@ -88,13 +89,14 @@ def test_a_head_that_follows_the_direction_by_more_than_errors_do_is_left_alone(
     motion = Motion(truth @ exp_rigid(0.01 * random.normal(size=(len(SCHEME), 6)) / IN_MM, CENTER))
     covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
     about = SCHEME, [SCHEME.dwis], CENTER, IN_MM
-    after, common, _ = remove_gradient_pulls(motion, covariances, *about)
+    found = remove_gradient_pulls(motion, covariances, *about)
+    after, common = found.motion, found.common
     assert errors(after, truth) < 1.2 * ERROR_MM
     told = np.einsum("nkk->nk", common[SCHEME.dwis]) * IN_MM**2
     assert 0.6 < np.sqrt(told.mean() / COMMON) / (times * ERROR_MM) < 1.1
     assert not common[SCHEME.b0s].any()
     at_rest = Motion(exp_rigid(0.1 * random.normal(size=(len(SCHEME), 6)) / IN_MM, CENTER))
-    assert not remove_gradient_pulls(at_rest, covariances, *about)[1].any()
+    assert not remove_gradient_pulls(at_rest, covariances, *about).common.any()
 
 
 def test_volumes_of_a_vibrating_head_share_its_mean_displacement():
@@ -104,7 +106,7 @@ def test_volumes_of_a_vibrating_head_share_its_mean_displacement():
     motion = Motion(exp_rigid((course(random, 0.03) + away) / IN_MM, CENTER))
     covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
     about = SCHEME, [SCHEME.dwis], CENTER, IN_MM
-    common = remove_gradient_pulls(motion, covariances, *about)[1]
+    common = remove_gradient_pulls(motion, covariances, *about).common
     told = np.sqrt(np.einsum("nkk->nk", common[SCHEME.dwis])) * IN_MM
     np.testing.assert_allclose(told, away[SCHEME.dwis].mean(), rtol=0.25)
 
@@ -121,7 +123,7 @@ def test_a_head_of_half_the_size_is_pulled_half_as_far():
             [SCHEME.dwis],
             center,
             in_mm,
-        )[2]
+        ).removed
         for size, center, in_mm in (
             (np.ones(6), CENTER, IN_MM),
             (half, CENTER / 2, IN_MM * [1, 1, 1, 0.5, 0.5, 0.5]),
@@ -142,9 +144,8 @@ def test_random_q_space_is_pulled_by_the_b_value(step_mm, pulled):
     away = pulled * b**1.5 * np.array([0.3, 0, -0.5, -0.9, 1.2, 0])
     motion = Motion(truth @ exp_rigid((away + 0.05 * random.normal(size=(n, 6))) / IN_MM, CENTER))
     covariances = np.tile(np.diag((0.1 / IN_MM) ** 2), (n, 1, 1))
-    after, common, _ = remove_gradient_pulls(
-        motion, covariances, scheme, [scheme.dwis], CENTER, IN_MM
-    )
+    found = remove_gradient_pulls(motion, covariances, scheme, [scheme.dwis], CENTER, IN_MM)
+    after, common = found.motion, found.common
 
     def wrong(found):
         twists = log_rigid(np.linalg.inv(truth) @ found.matrices, CENTER)[scheme.dwis] * IN_MM
@@ -166,8 +167,38 @@ def test_a_head_elsewhere_in_half_of_the_volumes_tells_nothing_of_the_b_value():
     motion = Motion(truth @ exp_rigid(0.05 * random.normal(size=(n, 6)) / IN_MM, CENTER))
     covariances = np.tile(np.diag((0.055 / IN_MM) ** 2), (n, 1, 1))
     about = covariances, scheme, [scheme.dwis], CENTER, IN_MM
-    removed = remove_gradient_pulls(motion, *about)[2] * IN_MM
+    removed = remove_gradient_pulls(motion, *about).removed * IN_MM
     assert np.sqrt((removed**2).mean()) < 0.2 * 0.05
+
+
+def by_b_value(order, step_mm, drift_mm, error_mm=0.1):
+    """What is found of poses that are right, 40 b-values in an order, of a head that drifts."""
+    random, b = np.random.default_rng(3), np.linspace(300.0, 5000.0, 40)
+    b = {"ascending": b, "descending": b[::-1], "random": random.permutation(b)}[order]
+    scheme = Gradients(b, shelled_scheme({1000.0: 40}, 0).bvecs)
+    course = np.cumsum(step_mm * random.normal(size=(40, 6)) + drift_mm, axis=0)
+    motion = Motion(exp_rigid(course / IN_MM, CENTER))
+    covariances = np.tile(np.diag((error_mm / IN_MM) ** 2), (40, 1, 1))
+    return remove_gradient_pulls(motion, covariances, scheme, [np.arange(40)], CENTER, IN_MM)
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending"])
+def test_a_steady_drift_does_not_follow_ascending_b_values(order):
+    """Poses that were right moved by .25 mm, as b-values went up as steadily as the head."""
+    found = by_b_value(order, step_mm=0.03, drift_mm=0.04)
+    assert np.sqrt(np.mean((found.removed * IN_MM) ** 2)) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("order", "least", "most"),
+    [("ascending", 0.12, 0.2), ("descending", 0.12, 0.2), ("random", 0.0, 0.03)],
+)
+def test_errors_contain_what_b_values_in_order_leave_open(order, least, most):
+    """A drift was lost by half: told .18 mm and .19°, with errors of .29 mm and .55°."""
+    found = by_b_value(order, step_mm=0.15, drift_mm=0.05)
+    added = np.sqrt(np.einsum("nkk->nk", found.not_determined).mean(axis=0)) * IN_MM
+    assert (added > least).all()
+    assert (added < most).all()
 
 
 def test_steps_in_time_do_not_tell_what_all_volumes_followed_alike(moving):
@@ -235,5 +266,5 @@ def test_a_restless_head_hardly_ever_seems_to_follow_the_direction():
         away += np.cumsum(0.1 * random.normal(size=away.shape), axis=0)
         motion = Motion(exp_rigid(away / IN_MM, CENTER))
         about = scheme, [scheme.dwis], CENTER, IN_MM
-        named += remove_gradient_pulls(motion, covariances, *about)[1].any()
+        named += remove_gradient_pulls(motion, covariances, *about).common.any()
     assert named < 6

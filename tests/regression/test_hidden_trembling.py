@@ -43,7 +43,8 @@ def test_an_offset_by_time_is_as_certain_as_a_trembling_head_lets_it_be():
             exp_rigid((trembling + drift) / IN_MM, CENTER) @ exp_rigid(errors / IN_MM, CENTER)
         )
         about = SCHEME, [dwis], CENTER, IN_MM
-        after, _, removed = remove_gradient_pulls(before, covariances, *about)
+        found = remove_gradient_pulls(before, covariances, *about)
+        after, removed = found.motion, found.removed
         of_groups = after.select(b0s), dwis, after.select(dwis)
         found = find_offset(dwi, *of_groups, removed=removed[dwis], with_images=False)
         told = np.sqrt(np.diag(found.covariance))

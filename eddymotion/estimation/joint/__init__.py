@@ -102,7 +102,7 @@ def solve_jointly(
         steps.refine()
         errors = steps.with_restarts(steps.errors())
         errors = steps.add_missing_motion(errors)
-        steps.remove_gradient_pulls(errors)
+        errors = steps.remove_gradient_pulls(errors)
         errors = steps.with_ambiguities(errors)
         return steps.estimate(errors)
 
@@ -270,11 +270,14 @@ class JointSteps:
                 covariances[own] += more
         return replace(errors, covariances=covariances)
 
-    def remove_gradient_pulls(self, errors: PoseErrors) -> None:
-        """Remove from the poses what follows the diffusion direction, not the head's course."""
+    def remove_gradient_pulls(self, errors: PoseErrors) -> PoseErrors:
+        """Remove from the poses what follows the gradient, not the head's course.
+
+        Return the errors, with what is not determined of it.
+        """
         if len(self.solver.undetermined):
-            return
-        self.motion, self.common_motion, self.removed = remove_gradient_pulls(
+            return errors
+        found = remove_gradient_pulls(
             self.motion,
             errors.covariances,
             self.dwi.gradients,
@@ -282,7 +285,10 @@ class JointSteps:
             self.dwi.brain_center,
             self.solver.in_mm,
         )
-        _warn_of_vibration(self.common_motion, self.solver.in_mm)
+        self.motion, self.common_motion, self.removed = found.motion, found.common, found.removed
+        _warn_of_vibration(found.common, self.solver.in_mm)
+        _warn_of_b_values(found.not_determined, errors.covariances, self.solver.in_mm)
+        return replace(errors, covariances=errors.covariances + found.not_determined)
 
     def with_ambiguities(self, errors: PoseErrors) -> PoseErrors:
         """Add what fields leave open that follow the head, and where b=0 images disagree."""
@@ -333,6 +339,23 @@ def _warn_of_vibration(common: np.ndarray, in_mm: np.ndarray) -> None:
             "between diffusion-weighted and b=0 volumes are larger",
             farthest,
         )  # fmt: skip
+
+
+def _warn_of_b_values(
+    not_determined: np.ndarray, covariances: np.ndarray, in_mm: np.ndarray
+) -> None:
+    """Warn if what follows the b-value adds as much to covariances (N, 6, 6) as they have."""
+    added, before = (
+        np.einsum("nkk,k->n", one, in_mm**2)[not_determined.any(axis=(1, 2))]
+        for one in (not_determined, covariances)
+    )
+    if len(added) and added.mean() > before.mean():
+        log.warning(
+            "displacements of about %.2f mm that follow the b-value are not determined, since the "
+            "b-values change in time as the head does: the model cannot tell them from the decay "
+            "of the signal; standard errors are larger. Acquire b-values in random order",
+            np.sqrt(added.mean() / 3),
+        )
 
 
 def _within_doubt(dwi: DWI, errors: PoseErrors) -> str | None:

@@ -202,7 +202,7 @@ def without_gradient_pulls(
         covariances[group] = MISFIT_FACTOR**2 * misfit_of(gradients.select(group), scale)
     in_mm = twist_millimetres(scale)
     about = groups, dwi.brain_center, in_mm
-    return remove_gradient_pulls(motion, covariances, gradients, *about)[0]
+    return remove_gradient_pulls(motion, covariances, gradients, *about).motion
 
 
 def lost_voxels(

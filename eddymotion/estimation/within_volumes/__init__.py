@@ -129,7 +129,7 @@ def _along_course(
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
     more = np.where(knots.moving, found.discord, 1.0)[:, None, None]
     of_volumes = more * (of_slices[0] + scatter.at_rest)
-    motion, _, removed = remove_gradient_pulls(
+    without = remove_gradient_pulls(
         replace(motion, matrices=matrices, trajectory=trajectory),
         of_volumes,
         dwi.gradients,
@@ -137,12 +137,14 @@ def _along_course(
         dwi.brain_center,
         twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes)),
     )
+    of_volumes = of_volumes + without.not_determined
     return replace(
         estimate,
-        motion=motion,
+        motion=without.motion,
         covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
-        within=more[:, None] * (of_slices[1] + scatter.at_rest[:, None]),
-        removed=removed,
+        within=more[:, None] * (of_slices[1] + scatter.at_rest[:, None])
+        + without.not_determined[:, None],
+        removed=without.removed,
     )
 
 

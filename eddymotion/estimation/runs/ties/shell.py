@@ -328,14 +328,14 @@ def _own_twists(
     log.debug("volumes of all runs together: %s", descent)
     solution = Solution.of(single, found, seen)
     by_noise = solution.covariances() / solution.recovered**2
-    found, _, _ = remove_gradient_pulls(
+    found = remove_gradient_pulls(
         found,
         by_noise + misfit_of(shell.gradients, brain.scale),
         shell.gradients,
         [np.arange(len(found))],
         brain.center,
         twist_millimetres(brain.scale),
-    )
+    ).motion
     twists = log_rigid(np.linalg.inv(motion.matrices) @ found.matrices, brain.center)
     for run in range(len(shell.shown)):
         own = shell.of_volumes == run
