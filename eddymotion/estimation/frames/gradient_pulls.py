@@ -88,7 +88,7 @@ to that of the poses."""
 
 LEFT_BY_B = 4.0
 """The same, of errors that are left where neither steps nor images determine it. Of six series it
-was 0.9 to 2.3 among the volumes; the frame of b=0, where it ends, is farther away."""
+was 0.5 to 2.2 around the mean of the volumes; b=0, the frame of all, is farther away."""
 
 FREEDOM, N_STEPS, SETTLED_MM = 3.0, 50, 1e-4
 """Degrees of freedom of Student's t for the steps; iterations of their weights, at most, and the

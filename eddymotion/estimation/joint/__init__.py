@@ -351,9 +351,9 @@ def _warn_of_b_values(
     )
     if len(added) and added.mean() > before.mean():
         log.warning(
-            "displacements of about %.2f mm that follow the b-value are not determined, since the "
-            "b-values change in time as the head does: the model cannot tell them from the decay "
-            "of the signal; standard errors are larger. Acquire b-values in random order",
+            "displacements of about %.2f mm that follow the b-value are not determined: b-values "
+            "rise, fall or alternate in time, so that a head that moves likewise looks like the "
+            "decay of the signal; standard errors are larger. Acquire them in random order",
             np.sqrt(added.mean() / 3),
         )
 
