@@ -231,7 +231,9 @@ class CoupledProblem:
             The last evaluation, if it was less than the tolerance away from the solution.
         """
         kept = kept or KeptMatrix(self)
-        descent = Descent(kept, motion, tolerance, creeps=True, mixes=share > 0)
+        descent = Descent(
+            kept, motion, tolerance, creeps=True, mixes=share > 0 and self._has_fields
+        )
         descent.step()
         if share and kept.seen is not None:
             descent.tolerance = max(tolerance, share * self.chance(motion, kept.seen))
@@ -376,7 +378,7 @@ class CoupledProblem:
         for part in self.columns_by_chunk(found, weights, points):
             gram.add(part)
         products = gram.whole()
-        if len(points) < len(self.points):
+        if self._has_fields and len(points) < len(self.points):
             give_own_blocks(products, self.own_products(found, weights))
         return self.between_volumes(found.precision, products)
 
@@ -422,6 +424,11 @@ class CoupledProblem:
         blocks = products.reshape(n, n_unknowns, n, n_unknowns)
         blocks *= precision[:, None, :, None]
         return products
+
+    @property
+    def _has_fields(self) -> bool:
+        """Whether more than poses is solved for: few steep places may determine that."""
+        return len(self.unknowns.blocks) > 1
 
     def _every_for_matrix(self, n_volumes: int) -> int:
         """Stride of the points over which the normal matrix is summed."""
