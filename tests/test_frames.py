@@ -138,7 +138,7 @@ def test_mean_images_confirm_a_jump_where_they_end_near_the_offset_by_images(end
     assert confirms(course, registered, *estimates) == expected
 
 
-@pytest.mark.parametrize("jumped_mm", [0.0, 8.0])
+@pytest.mark.parametrize("jumped_mm", [pytest.param(0.0, marks=pytest.mark.slow), 8.0])
 def test_a_jump_at_the_only_change_of_contrast_is_known_as_well_as_images_show_it(jumped_mm):
     """Time alone contradicts it: .14° off, 7.8° were told."""
     scheme, head = shelled_scheme({1000.0: 9}, 1, seed=2), procedural_head(4.0)

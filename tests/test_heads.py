@@ -284,6 +284,7 @@ def real(synthetic):
     return acquire(synthetic, gradients, motion, grid, snr=25, kspace=KSpace()), motion
 
 
+@pytest.mark.slow
 def test_crude_alignment_finds_the_motion_crudely(real):
     dwi, motion = real
     found = align_crudely(dwi)

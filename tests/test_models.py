@@ -475,7 +475,14 @@ def test_dipy_refits_do_not_depend_on_the_number_of_processes(tiny):
     np.testing.assert_allclose(one[:, gradients.b0s[0]], voxels[:, gradients.b0s[1]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["DiffusionKurtosisModel", "MapmriModel", "FreeWaterTensorModel"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DiffusionKurtosisModel",
+        pytest.param("MapmriModel", marks=pytest.mark.slow),
+        "FreeWaterTensorModel",
+    ],
+)
 def test_other_dipy_models_predict_plausibly(two_shells, name):
     voxels, gradients = some_voxels(two_shells, 8)
     predicted = DipyModel(find_model(name)).leave_one_out(voxels, gradients)

@@ -196,6 +196,7 @@ def check_warp(found, warped, share):
     np.testing.assert_array_equal(found.warp.affine, fixed.affine)
 
 
+@pytest.mark.slow
 def test_dipy_syn_recovers_a_known_warp(warped, dipy_warp):
     check_warp(dipy_warp, warped, 0.45)
     assert "of SyN" in dipy_warp.message

@@ -263,6 +263,7 @@ def squeezed(dwi, poses, field, shift):
     return replace(dwi, signal=recorded)
 
 
+@pytest.mark.slow
 def test_volumes_are_filtered_without_their_distortion(session):
     """Else runs of opposite polarity are moved against each other by where the field curves."""
     dwis, true = session

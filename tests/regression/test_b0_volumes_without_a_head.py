@@ -46,7 +46,11 @@ def nothing(dwi, kind):
     return random.rayleigh(0.02 * dwi.signal.mean(), dwi.shape)
 
 
-@pytest.mark.parametrize(("which", "kind"), [(0, "noise"), (1, "noise"), (1, "few voxels")])
+@pytest.mark.parametrize(("which", "kind"), [
+    (0, "noise"),
+    pytest.param(1, "noise", marks=pytest.mark.slow),
+    pytest.param(1, "few voxels", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_the_rest_is_what_it_is_without_it(moved, which, kind):
     dwi, truth = moved
     volume = int(dwi.gradients.b0s[which])
@@ -68,7 +72,9 @@ def test_the_rest_is_what_it_is_without_it(moved, which, kind):
     assert str(volume) in told[0]
 
 
-@pytest.mark.parametrize(("which", "factor"), [(0, 2.0), (1, 0.1), (1, 0.001)])
+@pytest.mark.parametrize(("which", "factor"), [
+    (0, 2.0), (1, 0.1), pytest.param(1, 0.001, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_gain_changes_no_pose(moved, found, which, factor):
     dwi, _ = moved
     volume = int(dwi.gradients.b0s[which])

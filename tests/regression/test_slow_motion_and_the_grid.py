@@ -51,6 +51,7 @@ def shares_found(head, drift_mm):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_slow_motion_is_found_as_a_whole():
     moved, turned = shares_found(SyntheticHead(seed=2), 1.0)
     assert moved == pytest.approx(1.0, abs=0.04)
