@@ -67,6 +67,7 @@ print(round(found[1], 5))
 """
 
 
+@pytest.mark.slow
 def test_threads_that_call_a_kernel_first_share_what_is_compiled(tmp_path):
     """It names others, and an intrinsic, that nobody has called either."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

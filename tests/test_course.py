@@ -40,6 +40,7 @@ def joined_with(poses, gradients, seed):
     ("pattern", "n_b0s", "bound"),
     [("none", 4, 0.03), ("drift", 4, 0.05), ("moderate", 4, 0.06), ("high", 4, 0.09)],
 )
+@pytest.mark.slow
 def test_several_b0s_tell_the_frame_of_a_head_in_motion(pattern, n_b0s, bound):
     gradients = shelled_scheme({1000: 24}, n_b0s)
     errors, sizes = zip(

@@ -109,6 +109,7 @@ def decoded(files, dwi, volume, points):
     return apply_affine(np.linalg.inv(to_fsl), scan)
 
 
+@pytest.mark.slow
 def test_acquisition_parameters_have_the_axis_that_is_known(tmp_path, tiny):
     image = tmp_path / "dwi.nii.gz"
     write_image(image, np.asarray(tiny.signal), tiny.affine)

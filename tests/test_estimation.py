@@ -90,6 +90,7 @@ def test_intensity_scale_does_not_matter(short, motion_rmse):
     assert degrees < 0.01
 
 
+@pytest.mark.slow
 def test_gain_of_single_volumes_does_not_matter(still, motion_rmse):
     gains = np.random.default_rng(0).uniform(0.9, 1.1, len(still)).astype(np.float32)
     found = estimate_motion(replace(still, signal=still.signal * gains), n_threads=2)

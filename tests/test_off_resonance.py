@@ -328,6 +328,7 @@ def brightness():
 
 
 @pytest.mark.parametrize("hertz", ["none", "bumps"])
+@pytest.mark.slow
 def test_brightness_that_differs_smoothly_is_no_field(hertz):
     images = coarse_pair() if hertz == "bumps" else pair_without_field()
     shaded = Image(np.float32(images[1].image.data * brightness()), images[1].image.affine)

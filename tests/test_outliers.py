@@ -316,6 +316,7 @@ def test_lost_slices_get_no_weight_in_the_predictions_of_the_loop(holed, still):
     assert errors[0] < 0.4 * errors[1]
 
 
+@pytest.mark.slow
 def test_lost_slices_get_no_weight_in_the_registrations_of_the_loop(holed, still):
     chosen = still.gradients.dwis[:6:2]
     dwi, nothing = holed[0], Motion.identity(len(chosen))

@@ -184,6 +184,7 @@ def test_a_distance_that_leaves_nothing_is_refused(scan, tmp_path, capsys):
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
+@pytest.mark.slow
 def test_models_of_dipy_that_cannot_predict_say_so(scan, tmp_path, capsys):
     call = [str(scan()), "-o", str(tmp_path / "out"), "--model", "dipy:DiffusionSpectrumModel"]
     assert correct.main(call) == 2

@@ -273,6 +273,7 @@ def bent(folder, head):
     return prefix, image, lambda points: apply_affine(TRUE, bend(points))
 
 
+@pytest.mark.slow
 def test_warp_files_hold_the_whole_transform_both_ways(folder, bent):
     prefix, fixed, truth = bent
     _, moving = images(folder)
@@ -448,6 +449,7 @@ def test_backend_that_is_not_installed_says_what_to_install(folder, tmp_path, ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_crash_of_an_engine_shows_what_it_said(folder, tmp_path, capsys, monkeypatch):
     """The program stands first on PATH; what it wrote before the crash is no result."""
     programs = tmp_path / "bin"

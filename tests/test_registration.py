@@ -88,6 +88,7 @@ def test_contrast_may_be_another(remapped, metric):
     [("similarity", "lncc"), ("similarity", "mi"), ("affine", "lncc"), ("affine", "cr"),
      ("affine", "nmi")],
 )  # fmt: skip
+@pytest.mark.slow
 def test_metrics_find_more_than_rigid_motion(transform, metric):
     pair = pair_for(transform)
     found = GaussNewton().register(
@@ -156,6 +157,7 @@ def unlike_grids():
     ("metric", "masked"),
     [("ssd", True), ("ssd", False), ("lncc", False), ("cr", True), ("mi", False), ("nmi", True)],
 )
+@pytest.mark.slow
 def test_exchanged_images_give_the_inverse(unlike_grids, metric, masked):
     pair = unlike_grids
     masks = {"fixed_mask": pair.fixed_mask, "moving_mask": pair.moving_mask} if masked else {}
@@ -257,6 +259,7 @@ def test_result_tells_in_words_and_numbers_how_it_ended():
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_many_starts_recover_40_degrees_and_60_mm(seed):
     random = np.random.default_rng(seed)
     axis, way = (v / np.linalg.norm(v) for v in random.normal(size=(2, 3)))

@@ -64,6 +64,7 @@ def nods(slicing, random, width, n_nods=6):
         ("every 3th slice, then their neighbours, upwards, 2 at a time", True),
     ],
 )
+@pytest.mark.slow
 def test_another_order_is_noticed_and_the_true_one_named(name, is_noticed, seed):
     random = np.random.default_rng(seed)
     pulls = pulls_of(jumps(told(TRUE), random), 0.5, random)

@@ -140,6 +140,7 @@ def test_the_loop_refuses_what_it_does_not_do(settings, series, tmp_path):
         flows.Lovo(dwi_file=series, **settings)(worker="debug", cache_root=tmp_path)
 
 
+@pytest.mark.slow
 def test_spelled_out_loop_finds_the_transforms_of_the_library(series, motion, tmp_path):
     workflow = graphs.init_dwi_hmc_wf(spelled_out=True, **LOOP)
     workflow.inputs.inputnode.dwi_file = series

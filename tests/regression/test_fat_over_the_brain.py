@@ -103,6 +103,7 @@ def test_tissue_that_was_not_there_at_b0_is_no_fat(head, grid, degrees, axis):
 
 
 @pytest.mark.parametrize("axis", [3, 5])
+@pytest.mark.slow
 def test_fat_of_a_head_that_turned_is_found(head, grid, axis):
     scheme = shelled_scheme({700: 8}, 1)
     assert fat_over_brain(with_fat(head, grid, scheme, turned_once(len(scheme), 14, axis))).any()
@@ -143,6 +144,7 @@ def test_what_takes_most_of_the_brain_is_no_fat():
     assert "fat" not in {issue.kind for issue in find_issues(dwi)}
 
 
+@pytest.mark.slow
 def test_where_fat_seems_to_flood_the_brain_what_is_certain_is_left_out(fatty, monkeypatch):
     """Nothing was left out then, though poses of such series need it."""
     whole = fat_over_brain(fatty)

@@ -64,6 +64,7 @@ def found_at_rest(still, interleaved):
     return estimated(still, interleaved)
 
 
+@pytest.mark.slow
 def test_errors_grow_where_the_head_moved_within_a_volume(found, found_at_rest, nodded, scheme):
     own, errors = found.standard_errors[NODDING], found.standard_errors[scheme.dwis]
     usual = np.median(errors, axis=0)

@@ -28,6 +28,7 @@ def test_intervals_hold_the_truth_and_a_warning_is_given(faint, caplog):
     assert "the start of the search" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_series_with_signal_is_not_searched_again(moving, monkeypatch):
     monkeypatch.setattr(restarts, "restart_covariances", None)  # would fail
     assert estimate_motion(moving, eddy_currents="none", n_threads=2).standard_errors is not None

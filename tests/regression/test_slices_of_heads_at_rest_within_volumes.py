@@ -28,6 +28,7 @@ def coarse():
     return simulate(recipe, gradients=shelled_scheme({1000.0: 20}, 2, seed=4), n_threads=2).dwi
 
 
+@pytest.mark.slow
 def test_detail_finer_than_coarse_voxels_is_no_motion_within_volumes(coarse):
     assert estimate_motion(coarse, n_threads=2).within_doubt is None
 

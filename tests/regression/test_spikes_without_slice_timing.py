@@ -39,6 +39,7 @@ def test_slices_that_contradict_a_b0_volume_are_in_its_errors(moving, estimated)
     assert warning["Subject"] == "motion within volumes"
 
 
+@pytest.mark.slow
 def test_of_three_b0_volumes_the_one_at_rest_is_not_named(moving):
     """Two moved alike, so that their median had moved as well: the third seemed to have."""
     _, second, third = map(int, moving.gradients.b0s)

@@ -36,6 +36,7 @@ def spoilt():
     return replace(dwi, signal=signal), truth.relative_to(0), sorted([NOISE, negated])
 
 
+@pytest.mark.slow
 def test_volumes_that_fit_nowhere_get_the_pose_of_their_neighbours(spoilt, caplog, tmp_path):
     dwi, truth, bad = spoilt
     with caplog.at_level(logging.WARNING, "eddymotion"):

@@ -99,6 +99,7 @@ def test_several_pairs_near_in_time_join_frames_better_than_the_nearest():
 
 
 @pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), 36])
+@pytest.mark.slow
 def test_a_head_at_rest_stays_where_three_directions_a_shell_are_given(seed):
     """Fluid is as dark as tissue at b=400: images tell two frames, 2 mm apart (seed 36)."""
     head = procedural_head(5.0)
