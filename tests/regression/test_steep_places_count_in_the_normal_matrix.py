@@ -6,6 +6,8 @@ should be: it went back and forth by a quarter of a millimetre, and the last lev
 steps that it may.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,19 @@ def test_blocks_of_single_volumes_are_those_of_all_points(problem_and_residuals)
         size = np.sqrt(np.diag(expected))
         off = (between[volume, :, volume] - expected) / size / size[:, None]
         assert np.abs(off).max() < 1e-3
+
+
+def test_poses_alone_need_no_more_points(problem_and_residuals):
+    """Longer steps took them farther along what is not determined."""
+    with_fields, residuals = problem_and_residuals
+    problem = replace(with_fields, blocks=with_fields.blocks[:1])
+    weights, points = np.ones(N_POINTS), problem.points_for_matrix(residuals)
+    assert len(points) < N_POINTS
+    columns = problem.columns(residuals, weights, points).astype(float)
+    expected = (columns @ columns.T).reshape(N, 6, N, 6) * residuals.precision[:, None, :, None]
+    found = problem.normal_matrix(residuals, weights)
+    tolerance = 1e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-3, atol=tolerance)
 
 
 def test_a_turn_leads_from_one_product_to_the_other():
